@@ -1,0 +1,1 @@
+"""Quality, its intervals, and curves over eps; NumPy, on gathered arrays."""
