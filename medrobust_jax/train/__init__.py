@@ -1,0 +1,1 @@
+"""Training: the state, one step of it, the optimizer, checkpoints, metrics, and the loop."""
