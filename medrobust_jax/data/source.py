@@ -1,0 +1,260 @@
+"""Random-access sources of images: the one thing a loader, an evaluation or a report reads.
+
+Contents: `SourceInfo`, `Source` (the protocol), `ArraySource` (arrays in memory), `Subset`,
+`read_batch` (several rows at once), `all_labels`, `gather` (everything, as arrays), `fingerprint`.
+
+A source hands out images in [0, 1]; how raw values got there stands in `info.range_map`, and
+what was read stands in `info.fingerprint`.
+
+Example:
+
+    source = ArraySource(images_uint8, labels, name='mine', class_names=('healthy', 'ill'))
+    record = source[3]                                # {'image': float32 [H, W, C], 'label': int32}
+    images, labels, groups = gather(Subset(source, range(10)))
+"""
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from medrobust_jax.core import checks
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceInfo:
+    """What a source holds and where its numbers come from.
+
+    Attributes:
+      name: the data set, as configs spell it.
+      split: 'train', 'val', 'test' or what the caller named.
+      num_classes: labels are 0 ... num_classes - 1.
+      class_names: one name per class, in label order.
+      image_shape: `(*spatial, channels)`, equal for all images.
+      range_map: how raw values were mapped to [0, 1], in words.
+      fingerprint: sha256 of images, labels, groups and the range map, as hexadecimal digits.
+      has_groups: whether records carry 'group', the patient (or other unit) an image belongs to.
+      notes: what was dropped or is known to be peculiar, one sentence each.
+    """
+
+    name: str
+    split: str
+    num_classes: int
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, ...]
+    range_map: str
+    fingerprint: str
+    has_groups: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Random access to examples.
+
+    `source[i]` is a dict: 'image' float32 `[*spatial, C]` in [0, 1], 'label' int32, and 'group'
+    where `info.has_groups`. A source may also offer `batch(rows [n]) -> dict` of stacked arrays;
+    `read_batch` uses it where it exists, and `all_labels` an attribute `labels` [N].
+    """
+
+    info: SourceInfo
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> Record: ...
+
+
+class ArraySource:
+    """Images and labels held in memory, in the dtype they came in; converted when read.
+
+    uint8 is divided by 255 and uint16 by `max_value`; floats must lie in [0, 1] already.
+
+    Args:
+      images: `[N, *spatial, C]`, uint8, uint16 or floating point.
+      labels: `[N]` or `[N, 1]` integers in [0, len(class_names)).
+      name: the data set's name, used in messages and records.
+      class_names: one name per class.
+      split: the split's name. In 'train' every class needs an example.
+      groups: `[N]` patient ids (integers or text), or None.
+      channels: the number of channels that the caller expects; None allows 1 and 3.
+      max_value: the raw value that becomes 1; required for uint16, refused otherwise.
+      range_map: how raw values were mapped, where the caller did it; a default describes the above.
+      notes: peculiarities to report with the data.
+
+    Raises:
+      TypeError: for images that are neither uint8, uint16 nor floating point, or fractional labels.
+      ValueError: for values outside [0, 1], NaN, inf, wrong shapes or channels, labels out of
+        range, no images at all, or a class without training examples.
+    """
+
+    def __init__(self, images: Any, labels: Any, *, name: str, class_names: Sequence[str],
+                 split: str = 'train', groups: Any = None, channels: int | None = None,
+                 max_value: int | None = None, range_map: str | None = None,
+                 notes: Sequence[str] = ()) -> None:
+        what = f'{name}/{split}'
+        self._images = np.asarray(images)
+        _check_layout(self._images, channels, what)
+        self._max_value, default_map = _max_value(self._images, max_value, what)
+        self._labels = _check_labels(labels, len(self._images), tuple(class_names), split, what)
+        self._groups = None if groups is None else np.asarray(groups)
+        if self._groups is not None and self._groups.shape != (len(self._images),):
+            raise ValueError(f'{what}: groups of shape {self._groups.shape} for {len(self._images)} images; '
+                             'one id per image is needed')
+        range_map = range_map or default_map
+        self.info = SourceInfo(
+            name=name, split=split, num_classes=len(class_names), class_names=tuple(class_names),
+            image_shape=self._images.shape[1:], range_map=range_map,
+            fingerprint=fingerprint(self._images, self._labels, self._groups, range_map),
+            has_groups=self._groups is not None, notes=tuple(notes))
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, row: int) -> Record:
+        if not -len(self) <= row < len(self):
+            raise IndexError(f'{self.info.name}/{self.info.split}: row {row} of {len(self)}')
+        return {name: column[0] for name, column in self.batch(np.asarray([row])).items()}
+
+    @property
+    def labels(self) -> np.ndarray:
+        """All labels, int32 `[N]`."""
+        return self._labels
+
+    def batch(self, rows: np.ndarray) -> Record:
+        """The records of several rows, stacked; `rows` [n] are integers."""
+        # A division, not a product with 1 / 255: the largest raw value must become 1 exactly.
+        images = self._images[rows].astype(np.float32) / np.float32(self._max_value)
+        record = {'image': images, 'label': self._labels[rows]}
+        if self._groups is not None:
+            record['group'] = self._groups[rows]
+        return record
+
+
+class Subset:
+    """Some rows of another source, in the given order.
+
+    Args:
+      source: where the rows come from.
+      rows: `[n]` integers in [0, len(source)).
+      split: the subset's own split name; None keeps the source's.
+    """
+
+    def __init__(self, source: Source, rows: Iterable[int], *, split: str | None = None) -> None:
+        self._source = source
+        self._rows = np.asarray(list(rows), dtype=np.int64)
+        if self._rows.size == 0:
+            raise ValueError(f'{source.info.name}: an empty subset of split {source.info.split}')
+        bad = self._rows[(self._rows < 0) | (self._rows >= len(source))]
+        if bad.size:
+            raise ValueError(f'{source.info.name}/{source.info.split}: row {bad[0]} of {len(source)}')
+        digest = hashlib.sha256(source.info.fingerprint.encode() + self._rows.tobytes()).hexdigest()
+        self.info = dataclasses.replace(source.info, split=split or source.info.split, fingerprint=digest)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> Record:
+        return self._source[int(self._rows[row])]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The subset's labels, int32 `[n]`."""
+        return all_labels(self._source)[self._rows]
+
+    def batch(self, rows: np.ndarray) -> Record:
+        """The records of several rows of the subset, stacked."""
+        return read_batch(self._source, self._rows[rows])
+
+
+def read_batch(source: Source, rows: Any) -> Record:
+    """The records of `rows` [n], stacked: 'image' `[n, *spatial, C]`, 'label' `[n]`, maybe 'group'."""
+    rows = np.asarray(rows, dtype=np.int64)
+    if hasattr(source, 'batch'):
+        return source.batch(rows)  # type: ignore[attr-defined]
+    records = [source[int(row)] for row in rows]
+    return {name: np.stack([record[name] for record in records]) for name in records[0]}
+
+
+def all_labels(source: Source) -> np.ndarray:
+    """All labels, int32 `[N]`, without converting images where the source can."""
+    if hasattr(source, 'labels'):
+        return source.labels  # type: ignore[attr-defined]
+    return np.asarray([source[row]['label'] for row in range(len(source))], dtype=np.int32)
+
+
+def gather(source: Source) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Everything in a source.
+
+    Returns:
+      `(images float32 [N, *spatial, C], labels int32 [N], groups [N] or None)`.
+    """
+    everything = read_batch(source, np.arange(len(source)))
+    return everything['image'], everything['label'], everything.get('group')
+
+
+def fingerprint(*parts: Any) -> str:
+    """sha256 over arrays (values, dtype, shape) and texts, in order, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(f'{part.dtype.str}{part.shape}'.encode())
+            digest.update(np.ascontiguousarray(part).view(np.uint8).data if part.size else b'')
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()
+
+
+def _check_layout(images: np.ndarray, channels: int | None, what: str) -> None:
+    """Raises for an empty array, a missing channel axis or the wrong number of channels."""
+    if images.shape[:1] == (0,):
+        raise ValueError(f'{what}: the split is empty')
+    if images.ndim not in (4, 5):
+        raise ValueError(f'{what}: images of shape {images.shape} are not [N, *spatial, channels]; '
+                         'add a channel axis to grey images: images[..., None]')
+    allowed = (1, 3) if channels is None else (channels,)
+    if images.shape[-1] not in allowed:
+        expected = ' or '.join(map(str, allowed))
+        raise ValueError(f'{what}: {images.shape[-1]} channels in images of shape {images.shape}, '
+                         f'expected {expected}; state another number with channels=')
+
+
+def _max_value(images: np.ndarray, max_value: int | None, what: str) -> tuple[int, str]:
+    """The raw value that becomes 1, and the map in words."""
+    if images.dtype == np.uint16:
+        if max_value is None or not 0 < max_value <= 65535:
+            raise ValueError(f'{what}: 16-bit images need max_value=, the raw value that becomes 1 '
+                             f'(65535 for the full range, 4095 for 12-bit data); it is {max_value}')
+        above = np.flatnonzero(images.reshape(len(images), -1).max(axis=1) > max_value)
+        if above.size:
+            raise ValueError(f'{what}: image {above[0]} holds {images[above[0]].max()}, '
+                             f'above max_value = {max_value}')
+        return max_value, f'uint16 / {max_value}'
+    if max_value is not None:
+        raise ValueError(f'{what}: max_value is for uint16 images; these are {images.dtype}')
+    if images.dtype == np.uint8:
+        return 255, 'uint8 / 255'
+    checks.check_images(images, what=what)
+    return 1, 'floats taken as they are, checked to lie in [0, 1]'
+
+
+def _check_labels(labels: Any, num_images: int, class_names: tuple[str, ...], split: str,
+                  what: str) -> np.ndarray:
+    """Labels as int32 [N], or an error naming the row."""
+    array = np.asarray(labels)
+    if array.ndim == 2 and array.shape[1] == 1:  # MedMNIST writes [N, 1]
+        array = array[:, 0]
+    if array.ndim == 2:
+        raise ValueError(f'{what}: labels of shape {array.shape} look like several labels per image; '
+                         'a source holds one class per image')
+    if array.shape != (num_images,):
+        raise ValueError(f'{what}: labels of shape {array.shape} for {num_images} images')
+    checks.check_labels(array, len(class_names), what=f'{what}: labels')
+    counts = np.bincount(array.astype(np.int64), minlength=len(class_names))
+    if split == 'train' and (counts == 0).any():
+        missing = ', '.join(f'{label} ({class_names[label]})' for label in np.flatnonzero(counts == 0))
+        raise ValueError(f'{what}: no training example of class {missing}; drop the class from class_names '
+                         'or add images')
+    return array.astype(np.int32)
