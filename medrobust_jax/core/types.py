@@ -20,6 +20,7 @@ Example, one attack on one batch:
     result = run(pgd(num_steps=20), victim, keys, batch['image'], batch['label'], eps=8 / 255)
     robust_accuracy = result.acceptable.mean()
 """
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -57,6 +58,7 @@ class Victim(NamedTuple):
 
 
 @jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class AttackState:
     """The state of an attack in flight; every field has the leading axis B.
 
@@ -89,7 +91,7 @@ class AttackState:
 
     def replace(self, **changes: Any) -> 'AttackState':
         """A copy with some fields replaced."""
-        return AttackState(**{**self.__dict__, **changes})
+        return dataclasses.replace(self, **changes)
 
 
 class Attack(NamedTuple):
@@ -101,11 +103,14 @@ class Attack(NamedTuple):
       step: `(victim, images, targets, state) -> AttackState`; looks at the current iterate
         (evaluates and records it), then moves.
       num_steps: how many moves the attack makes; a runner adds one last look.
+      adapt: `Victim -> Victim`, applied once by the runner before `init`: how wrappers replace the
+        loss, aim at a target or average over transforms.
     """
 
     init: Callable[[Victim, Array, Array, Targets, Outputs | None, Knobs], AttackState]
     step: Callable[[Victim, Array, Targets, AttackState], AttackState]
     num_steps: int
+    adapt: Callable[[Victim], Victim] = lambda victim: victim
 
 
 class AttackResult(NamedTuple):
