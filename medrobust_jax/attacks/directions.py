@@ -36,7 +36,8 @@ class Direction(NamedTuple):
 
 def steepest(*, norm: str = 'linf') -> Direction:
     """The steepest ascent of the norm: the sign, or the normalized gradient (`ascent_direction`)."""
-    return Direction(lambda images: (), lambda gradient, inner, step: (ascent_direction(gradient, norm=norm), inner))
+    return Direction(lambda images: (),
+                     lambda gradient, inner, step: (ascent_direction(gradient, norm=norm), inner))
 
 
 def momentum(*, norm: str = 'linf', decay: float = 1.0) -> Direction:

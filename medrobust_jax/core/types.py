@@ -142,8 +142,11 @@ class Task(NamedTuple):
       divergence: `(reference, outputs) -> [B]`, how far `outputs` are from `reference`; zero when
         equal. TRADES and SMIA's stabilization term use it. For classification
         `KL(softmax(reference) || softmax(outputs))`.
+      predict: `outputs -> [B]`, the decision that a user acts on (a class, a grade).
       metrics: `(outputs, targets, groups) -> {name: Estimate}` on gathered NumPy arrays, with 95 %
-        intervals; `groups` [N] are patient ids or None.
+        intervals; `groups` [N] are patient ids or None. May use scores.
+      verdict_metrics: `(predictions, targets, groups) -> {name: Estimate}`, from decisions alone:
+        what can be said of attacked images, whose scores the attack chose.
       check_targets: `(targets) -> None`, raises ValueError naming the offending row.
     """
 
@@ -154,7 +157,9 @@ class Task(NamedTuple):
     loss: Callable[[Outputs, Targets], Array]
     acceptable: Callable[[Outputs, Targets], Array]
     divergence: Callable[[Outputs, Outputs], Array]
+    predict: Callable[[Outputs], Array]
     metrics: Callable[..., dict[str, Any]]
+    verdict_metrics: Callable[..., dict[str, Any]]
     check_targets: Callable[[Targets], None]
 
 
