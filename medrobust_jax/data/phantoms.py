@@ -79,7 +79,8 @@ def oct_phantoms(split: str = 'train', *, num_examples: int | None = None, seed:
     stream, default = SPLITS[split]
     num_examples = default if num_examples is None else num_examples
     if num_examples < len(CLASS_NAMES) or size < 16:
-        raise ValueError(f'oct_phantom needs num_examples >= 4 and size >= 16; they are {num_examples} and {size}')
+        raise ValueError(f'oct_phantom needs num_examples >= 4 and size >= 16, '
+                         f'not {num_examples} and {size}')
     labels = np.arange(num_examples) % len(CLASS_NAMES)
     return ArraySource(render(labels, seed=seed, stream=stream, size=size), labels, name='oct_phantom',
                        split=split, class_names=CLASS_NAMES, range_map='uint8 / 255, drawn procedurally')
@@ -111,7 +112,7 @@ def _render_chunk(labels: np.ndarray, start: int, seed: int, stream: int, size: 
         key = np.array([seed, (stream << 40) + start + row], dtype=np.uint64)
         generator = np.random.Generator(np.random.Philox(key=key))
         uniform[row] = generator.random(NUM_DRAWS)
-        speckle[row] = generator.standard_gamma(9.0, (size, size)) / 9.0
+        speckle[row] = generator.standard_gamma(12.0, (size, size)) / 12.0
     draws = _Draws(uniform)
     canvas = _geometry(draws, size * OVERSAMPLING)
     scans = _shade(draws, _lesions(draws, canvas, labels), canvas)
@@ -144,14 +145,16 @@ class _Lesion(NamedTuple):
 def _lesions(draws: _Draws, canvas: _Canvas, labels: np.ndarray) -> _Lesion:
     """The lesions of each image's class; every image uses the same draws in the same order."""
     severity = draws(0, 1)
+    # One lesion in ten is incipient, at the limit of what can be seen: these cost accuracy.
+    severity = np.where(draws(0, 1) < .1, draws(-1.1, -.3), severity)
     is_dme, is_drusen, is_cnv = ((labels == kind)[:, None].astype(float) for kind in (1, 2, 3))
     domes = _domes(draws, canvas, severity) * is_drusen
     mound, texture = _mound(draws, canvas, severity)
-    pocket = _pocket(draws, canvas, mound) * (is_cnv * (draws(0, 1) < .6))[:, None]
+    pocket = _pocket(draws, canvas, mound) * (is_cnv * (draws(0, 1) < .7))[:, None]
     mound = mound * is_cnv
     cysts, swelling = _cysts(draws, canvas, severity)
-    disruption = is_cnv * np.clip(mound / .05, 0, 1) * draws(.3, 1)
-    deposit = .50 * is_drusen[:, None] + (.62 + .30 * texture) * is_cnv[:, None]
+    disruption = is_cnv * np.clip(mound / .05, 0, 1) * draws(.5, 1)
+    deposit = .50 * is_drusen[:, None] + (.66 + .30 * texture) * is_cnv[:, None]
     return _Lesion(domes + mound, swelling * is_dme, disruption,
                    deposit, np.maximum(cysts * is_dme[:, None], pocket))
 
@@ -159,11 +162,11 @@ def _lesions(draws: _Draws, canvas: _Canvas, labels: np.ndarray) -> _Lesion:
 def _domes(draws: _Draws, canvas: _Canvas, severity: np.ndarray) -> np.ndarray:
     """Drusen: one to five small domes [N, W]."""
     x = canvas.x[:, 0]
-    number = 1 + np.floor(4.99 * severity * draws(.4, 1))
+    number = 1 + np.floor(4.99 * np.maximum(severity, 0)**.5 * draws(.5, 1))
     total = np.zeros_like(canvas.base)
     for rank in range(5):
-        height = (.045 + .06 * severity) * draws(.6, 1.2)
-        bump = height * np.exp(-((x - draws(-.85, .85)) / draws(.06, .15))**2)
+        height = (.09 + .05 * severity) * draws(.8, 1.1)
+        bump = height * np.exp(-((x - draws(-.85, .85)) / draws(.08, .15))**2)
         total = np.maximum(total, bump * (rank < number))
     return total
 
@@ -171,9 +174,9 @@ def _domes(draws: _Draws, canvas: _Canvas, severity: np.ndarray) -> np.ndarray:
 def _mound(draws: _Draws, canvas: _Canvas, severity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A neovascular lesion: one wide mound [N, W], and its uneven texture [N, H, W] in -1 to 1."""
     center = canvas.fovea + draws(-.3, .3)
-    width = draws(.2, .3) + .16 * severity
+    width = draws(.32, .42) + .12 * severity
     profile = np.exp(-np.abs((canvas.x[:, 0] - center) / width)**3)
-    mound = (.07 + .11 * severity) * draws(.85, 1.15) * profile
+    mound = (.14 + .09 * severity) * draws(.9, 1.1) * profile
     phase = draws(0, 6.3, 2)[:, :, None, None]
     texture = np.sin(15 * canvas.x + phase[:, 0]) * np.sin(40 * canvas.y + phase[:, 1])
     return mound, texture
@@ -181,7 +184,7 @@ def _mound(draws: _Draws, canvas: _Canvas, severity: np.ndarray) -> tuple[np.nda
 
 def _pocket(draws: _Draws, canvas: _Canvas, mound: np.ndarray) -> np.ndarray:
     """Fluid above a neovascular lesion, 0 to 1 [N, H, W]."""
-    height = draws(.03, .07) * np.clip(mound / .08, 0, 1)
+    height = draws(.035, .075) * np.clip(mound / .08, 0, 1)
     top = (canvas.base - mound - .03)[:, None]
     depth = top - canvas.y  # positive above the lesion
     return _soft((height[:, None] - np.abs(depth - height[:, None])) / .012) * (height[:, None] > .01)
@@ -189,13 +192,13 @@ def _pocket(draws: _Draws, canvas: _Canvas, mound: np.ndarray) -> np.ndarray:
 
 def _cysts(draws: _Draws, canvas: _Canvas, severity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Macular edema: one to four dark ellipses, 0 to 1 [N, H, W], and the swelling [N, W]."""
-    number = 1 + np.floor(3.99 * severity * draws(.4, 1))
+    number = 1 + np.floor(3.99 * np.maximum(severity, 0)**.5 * draws(.5, 1))
     total, swelling = np.zeros(()), np.zeros(())
     for rank in range(4):
         center_x = canvas.fovea + draws(-.5, .5)
         depth = draws(.28, .78)
-        half_width = draws(.08, .13) + .10 * severity
-        half_height = draws(.035, .05) + .04 * severity
+        half_width = draws(.13, .19) + .08 * severity
+        half_height = draws(.06, .08) + .035 * severity
         present = rank < number
         center_y = _at(canvas.base - canvas.thickness * (1 - depth), center_x)
         radius = np.hypot((canvas.x - center_x[..., None]) / half_width[..., None],
@@ -219,20 +222,20 @@ def _shade(draws: _Draws, lesion: _Lesion, canvas: _Canvas) -> np.ndarray:
     inside = _soft(-below / .01) * _soft((depth - 1.12) / .04) * (lesion.lift[:, None] > .004)
     scan += inside * (lesion.deposit - scan)
     texture = 1 + .25 * np.sin(draws(14, 24)[..., None] * canvas.x + draws(0, 6.3)[..., None])
-    choroid = draws(.38, .55)[..., None] * texture * np.exp(-np.maximum(below - .02, 0) / draws(.10, .2)[..., None])
+    decay = np.exp(-np.maximum(below - .02, 0) / draws(.10, .2)[..., None])
+    choroid = draws(.38, .55)[..., None] * texture * decay
     scan += _soft((below - .02) / .01) * (.05 + choroid - scan)
     scan += lesion.fluid * (.08 - scan)
     for _ in range(2):
-        # A vessel in the inner retina: a bright dot that casts a shadow downward.
-        center, width, strength = draws(-.95, .95)[..., None], draws(.03, .07)[..., None], draws(-.3, .5)[..., None]
-        across = np.exp(-((canvas.x - center) / width)**2)
-        scan *= 1 - np.maximum(strength, 0) * across * _soft((depth - .25) / .05)
+        # A vessel in the inner retina casts a shadow downward.
+        across = np.exp(-((canvas.x[:, 0] - draws(-.95, .95)) / draws(.03, .07))**2)[:, None]
+        scan *= 1 - np.maximum(draws(-.3, .5), 0)[..., None] * across * _soft((depth - .25) / .05)
     return scan
 
 
 def _expose(draws: _Draws, scans: np.ndarray, speckle: np.ndarray) -> np.ndarray:
     """Speckle, gain and the scanner's floor, as uint8 [N, H, W, 1]."""
-    noise = 1 + draws(.5, 1.0)[..., None] * (speckle - 1)
+    noise = 1 + draws(.4, .9)[..., None] * (speckle - 1)
     gain, floor = draws(.75, 1.05)[..., None], draws(.0, .06)[..., None]
     exposed = floor + gain * np.maximum(scans, 0)**draws(.85, 1.15)[..., None] * noise
     return np.round(255 * np.clip(exposed, 0, 1)).astype(np.uint8)[..., None]
