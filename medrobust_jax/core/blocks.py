@@ -37,13 +37,16 @@ def in_blocks(fn: Callable[..., Any], *, width: int = DEFAULT_WIDTH) -> Callable
       A function of trees with any leading axis B >= 1, returning trees with leading axis B.
 
     Raises:
-      ValueError: for width < 1.
+      ValueError: for width < 1; when called, for an empty batch or arguments of different lengths.
     """
     if width < 1:
         raise ValueError(f'block width {width} must be at least 1')
 
     def blocked(*args: Any) -> Any:
-        size = jax.tree.leaves(args)[0].shape[0]
+        sizes = [leaf.shape[0] for leaf in jax.tree.leaves(args)]
+        size = sizes[0]
+        if size < 1 or set(sizes) != {size}:
+            raise ValueError(f'leading axes {sizes} must be equal and at least 1')
         blocks = max(2, -(-size // width))
         rows = jnp.where(jnp.arange(blocks * width) < size, jnp.arange(blocks * width), 0)
         padded = jax.tree.map(lambda a: a[rows].reshape(blocks, width, *a.shape[1:]), args)
@@ -53,15 +56,21 @@ def in_blocks(fn: Callable[..., Any], *, width: int = DEFAULT_WIDTH) -> Callable
     return blocked
 
 
-def on_each_device(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+def on_each_device(fn: Callable[..., Any], mesh: Mesh, *, num_shared: int = 0) -> Callable[..., Any]:
     """Runs `fn` on every device's share of the leading axis, without communication.
 
     Args:
       fn: a function of trees with a leading axis, such as one from `in_blocks`.
       mesh: a mesh with one axis, 'data'; the leading axis must be a multiple of its size.
+      num_shared: how many leading arguments are given whole to every device (model weights).
 
     Returns:
       The function under `shard_map`.
     """
-    spec = PartitionSpec('data')
-    return jax.shard_map(fn, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    rows = PartitionSpec('data')
+
+    def on_devices(*args: Any) -> Any:
+        specs = (PartitionSpec(),) * num_shared + (rows,) * (len(args) - num_shared)
+        return jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)(*args)
+
+    return on_devices

@@ -77,5 +77,5 @@ def did_you_mean(name: str, known: Iterable[str], kind: str) -> NoReturn:
     """Raises ValueError for an unknown `name`, suggesting the nearest of `known`."""
     names = sorted(known)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"; did you mean '{near[0]}'?" if near else ''
+    hint = f"; did you mean '{near[0]}'?" if near else '.'
     raise ValueError(f"unknown {kind} '{name}'{hint} Known: {', '.join(names)}")

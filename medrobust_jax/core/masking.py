@@ -15,8 +15,12 @@ def per_example(values: Array, like: Array) -> Array:
 
 
 def masked_sum(values: Array, mask: Array) -> tuple[Array, Array]:
-    """The mergeable pair (sum of the masked `values` `[B]`, count); NaN under the mask is ignored."""
-    return jnp.sum(jnp.where(mask, values, 0)), jnp.sum(mask).astype(values.dtype)
+    """The mergeable pair (sum of the masked `values` `[B]`, count); NaN under the mask is ignored.
+
+    Verdicts and narrow floats are summed in float32: a count does not fit their own type.
+    """
+    dtype = jnp.promote_types(values.dtype, jnp.float32)
+    return jnp.sum(jnp.where(mask, values, 0).astype(dtype)), jnp.sum(mask).astype(dtype)
 
 
 def masked_mean(values: Array, mask: Array) -> Array:

@@ -11,6 +11,7 @@ Example:
     numerics.prepare()
 """
 import os
+import re
 from importlib import metadata
 
 import numpy as np
@@ -20,7 +21,7 @@ _FLAG = '--xla_cpu_experimental_ynn_fusion_type='
 
 def _needed_fusion_types(version: str) -> str | None:
     """The fusion types to switch off for a jaxlib version; None where the flag is unknown or not needed."""
-    major, minor, patch = (int(part) for part in version.split('.')[:3])
+    major, minor, patch = (int(part) for part in re.findall(r'\d+', version)[:3])
     if (major, minor, patch) == (0, 10, 2):
         return '-reduce,-individual_convolution'  # the second one is about speed alone
     return '-reduce' if (major, minor) >= (0, 11) else None

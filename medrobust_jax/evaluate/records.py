@@ -1,7 +1,7 @@
 """What an evaluation leaves behind: `results.jsonl`, and verdicts per example.
 
 Contents: `Row`, `rows_of`, `append_row`, `read_rows`, `merge_rows`, `update_rows`, `provenance`,
-`Verdicts`, `save_verdicts`, `load_verdicts`.
+`Verdicts`, `save_verdicts`, `load_verdicts`, `save_arrays`.
 
 A run may be killed at any moment: a row is written in one piece or, if the machine dies halfway,
 recognized as torn and dropped; every other file is written beside its place and moved there.
@@ -271,7 +271,20 @@ def save_verdicts(path: str | Path, verdicts: Verdicts) -> None:
               if name != 'about' and value is not None}
     _check_verdicts(arrays, path)
     arrays['about'] = np.asarray(json.dumps(_plain(verdicts.about), allow_nan=False))
-    with _naming(path, 'write verdicts'):
+    save_arrays(path, arrays)
+
+
+def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays as a compressed npz, whole or not at all.
+
+    Args:
+      path: the file; its folder is made where missing.
+      arrays: of numbers or strings.
+
+    Raises:
+      OSError: the disk is full or read-only; names the path.
+    """
+    with _naming(path, f'write {Path(path).name}'):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with _replacing(path) as partial, open(partial, 'wb') as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -1,0 +1,100 @@
+"""Every field a run has, with its default and what it decides.
+
+Not a run of its own: the other configs start from it. Any field can be set on the command line,
+
+    python -m experiments.train --config=configs/retinamnist.py:trades --config.defense.eps=0.0157 --workdir=...
+"""
+from ml_collections import ConfigDict
+
+DEFENSES = ('natural', 'pgd_at', 'trades')
+
+
+def base_config(defense: str = 'natural') -> ConfigDict:
+    """The defaults, for one of `DEFENSES`."""
+    if defense not in DEFENSES:
+        raise ValueError(f"unknown defense '{defense}' after the colon of --config; known: {', '.join(DEFENSES)}")
+    config = ConfigDict()
+    config.seed = 0  # decides weights, order, augmentation and the training attack's draws
+
+    config.data = ConfigDict()
+    config.data.name = ''  # as medrobust_jax.data.registry.load takes it
+    config.data.size = None  # height and width to resize to; None keeps the files' size
+    config.data.options = ConfigDict()  # further options of the data set's opener
+    config.data.train_split = 'train'
+    config.data.validation_split = 'val'
+    config.data.class_balanced = False  # draw every class equally often
+    config.data.augment = ()  # (name, {options}) pairs of medrobust_jax.data.transforms
+
+    config.task = ConfigDict()
+    config.task.name = 'classification'  # or 'ordinal'
+    config.task.label_smoothing = 0.0  # classification, training only
+    config.task.tolerance = 0  # ordinal: grades that an acceptable prediction may be off
+
+    config.model = ConfigDict()
+    config.model.name = 'resnet'
+    config.model.options = ConfigDict()
+
+    config.defense = ConfigDict()
+    config.defense.name = defense
+    config.defense.eps = 8 / 255  # radius of the training attack, in units of [0, 1]
+    config.defense.eps_low = None  # a number: draw U(eps_low, eps) anew for every batch
+    config.defense.warmup_epochs = 0.0  # eps grows from 0 over so many epochs
+    config.defense.clean_weight = 0.0  # pgd_at: share of the clean loss
+    config.defense.beta = 6.0  # trades
+    config.defense.attack_batch_norm = 'eval'  # while crafting: 'eval' or 'batch_stats'
+    config.defense.awp_gamma = 0.0  # adversarial weight perturbation; 0 is off
+    config.defense.awp_start_epoch = 0.0
+    config.defense.attack = ConfigDict()
+    config.defense.attack.name = 'pgd'
+    config.defense.attack.options = ConfigDict()
+    config.defense.attack.options.num_steps = 10
+    config.defense.attack.options.norm = 'linf'
+    config.defense.attack.options.relative_step_size = 0.25  # 2/255 at 8/255, as the survey
+    config.defense.attack.options.start = 'gaussian' if defense == 'trades' else 'ball'
+
+    config.train = ConfigDict()
+    config.train.epochs = 30.0
+    config.train.batch_size = 128  # over all devices
+    config.train.ema_decay = None  # a number in [0, 1): evaluate a moving average of the weights
+    config.train.eval_every_epochs = 1.0
+    config.train.checkpoint_every_epochs = 1.0
+    config.train.log_every = 10  # steps
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = 'sgd'
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.decay_norm_and_bias = False
+    config.optimizer.clip_norm = None
+    config.optimizer.schedule = 'one_cycle'  # constant, cosine, one_cycle, piecewise
+    config.optimizer.learning_rate = 0.1  # the schedule's peak
+    config.optimizer.warmup_epochs = 0.0  # of the learning rate; one_cycle has its own
+
+    config.validation = ConfigDict()  # decides which checkpoint is 'best'
+    config.validation.select_metric = 'accuracy' if defense == 'natural' else 'robust_accuracy'
+    config.validation.eps = 8 / 255
+    config.validation.num_steps = 10
+    config.validation.max_examples = 1000  # the first so many of the validation split
+
+    config.eval = ConfigDict()  # read by experiments.evaluate alone: may differ from the training run's
+    config.eval.split = 'test'
+    config.eval.checkpoint = 'best'  # or 'latest'
+    config.eval.max_examples = None  # None: the whole split
+    config.eval.eps = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+    config.eval.seed = 0
+    config.eval.block_width = 16  # images per fixed block; decides the last bits, recorded with results
+    config.eval.chunk = 64
+    config.eval.stop_when_fooled = True  # False: also score-based metrics under attack, at a higher cost
+    config.eval.num_pictures = 4
+    config.eval.attacks = ConfigDict()  # name -> {attack, num_restarts, options}
+    config.eval.attacks.fgsm = threat('fgsm')
+    config.eval.attacks.pgd20 = threat('pgd', num_steps=20)
+    config.eval.attacks.pgd100 = threat('pgd', num_restarts=3, num_steps=100)
+    config.eval.attacks.smia100 = threat('smia', num_restarts=1, num_steps=100)
+    return config
+
+
+def threat(attack: str, *, num_restarts: int = 1, **options: object) -> ConfigDict:
+    """One attack of an evaluation; options are those of medrobust_jax.attacks.registry."""
+    return ConfigDict({'attack': attack, 'num_restarts': num_restarts, 'options': ConfigDict(options)})

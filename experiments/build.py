@@ -1,0 +1,166 @@
+"""From configuration to objects: the one file that knows every name.
+
+Contents: `check_config`, `build_task`, `build_model`, `build_defense`, `build_optimizer`,
+`build_augment`, `build_threats`, `load_split`, `Durations`.
+"""
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from configs.base import base_config
+from medrobust_jax.attacks.registry import create_attack
+from medrobust_jax.core import balls
+from medrobust_jax.core.checks import check_eps, did_you_mean
+from medrobust_jax.core.types import Defense, Task
+from medrobust_jax.data import loader, registry, transforms
+from medrobust_jax.data.source import Source, Subset, gather
+from medrobust_jax.defenses import radius
+from medrobust_jax.defenses.awp import with_weight_perturbation
+from medrobust_jax.defenses.pgd_at import pgd_at
+from medrobust_jax.defenses.standard import natural
+from medrobust_jax.defenses.trades import trades
+from medrobust_jax.evaluate.suite import Examples, Threat
+from medrobust_jax.models.registry import create_model
+from medrobust_jax.tasks.classification import classification
+from medrobust_jax.tasks.ordinal import ordinal
+from medrobust_jax.train.optim import create_optimizer, create_schedule
+
+DEFENSES = ('natural', 'pgd_at', 'trades')
+TASKS = ('classification', 'ordinal')
+_OPEN = ('options', 'attacks')  # fields whose keys are checked where they are used
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises ValueError for a field that no run has, suggesting the nearest, or a bad eps."""
+    _check_fields(config, base_config(), '')
+    check_eps(config.defense.eps, field='config.defense.eps')
+    check_eps(config.validation.eps, field='config.validation.eps')
+    check_eps(tuple(config.eval.eps), field='config.eval.eps')
+
+
+def _check_fields(config: ConfigDict, known: ConfigDict, prefix: str) -> None:
+    for name, value in config.items():
+        if name not in known:
+            did_you_mean(prefix + name, [prefix + other for other in known], 'config field')
+        if isinstance(value, ConfigDict) and name not in _OPEN:
+            _check_fields(value, known[name], f'{prefix}{name}.')
+
+
+def training_config(config: ConfigDict) -> dict[str, Any]:
+    """The plain values that decide a training run's results; 'eval' is not among them."""
+    return {name: value for name, value in config.to_dict().items() if name != 'eval'}
+
+
+def load_split(config: ConfigDict, split: str, data_dir: str | None) -> Source:
+    """Opens one split of the config's data set."""
+    if not config.data.name:
+        raise ValueError('config.data.name is empty: name a data set, e.g. --config.data.name=folder:my_images')
+    return registry.load(config.data.name, split, data_dir=data_dir, size=config.data.size,
+                         **config.data.options.to_dict())
+
+
+def examples_of(source: Source, max_examples: int | None) -> Examples:
+    """The first `max_examples` of a source (None: all), in memory."""
+    if max_examples is not None and max_examples < len(source):
+        source = Subset(source, range(max_examples))
+    images, labels, groups = gather(source)
+    return Examples(images, labels, np.arange(len(labels)), groups)
+
+
+def build_task(config: ConfigDict, num_classes: int, *, training: bool = False) -> Task:
+    """The task; label smoothing belongs to training alone."""
+    if config.task.name == 'classification':
+        return classification(num_classes, label_smoothing=config.task.label_smoothing if training else 0.0)
+    if config.task.name == 'ordinal':
+        return ordinal(num_classes, tolerance=config.task.tolerance)
+    did_you_mean(config.task.name, TASKS, 'config.task.name')
+
+
+def build_model(config: ConfigDict, task: Task) -> Any:
+    """The Flax module."""
+    return create_model(config.model.name, task.num_outputs, **config.model.options.to_dict())
+
+
+class Durations(NamedTuple):
+    """Lengths given in epochs, in steps: resolved here and nowhere else."""
+
+    steps_per_epoch: int
+    total: int
+
+    def steps(self, epochs: float) -> int:
+        """Epochs to whole steps, at least one where epochs > 0."""
+        return 0 if epochs <= 0 else max(1, round(epochs * self.steps_per_epoch))
+
+
+def build_durations(config: ConfigDict, source: Source) -> Durations:
+    """The length of an epoch and of the run, in steps."""
+    per_epoch = loader.steps_per_epoch(source, config.train.batch_size)
+    return Durations(per_epoch, max(1, round(config.train.epochs * per_epoch)))
+
+
+def build_defense(config: ConfigDict, task: Task, durations: Durations) -> Defense:
+    """The training objective."""
+    chosen = config.defense
+    if chosen.name not in DEFENSES:
+        did_you_mean(chosen.name, DEFENSES, 'config.defense.name')
+    if chosen.name == 'natural':
+        return natural(task)
+    if chosen.eps_low is None:
+        eps = radius.constant(chosen.eps)
+    else:
+        eps = radius.uniform_per_batch(chosen.eps_low, chosen.eps)
+    shared = {'radius': radius.warmed_up(eps, steps=durations.steps(chosen.warmup_epochs)),
+              'attack_batch_norm': chosen.attack_batch_norm}
+    attack = create_attack(chosen.attack.name, **chosen.attack.options.to_dict())
+    if chosen.name == 'pgd_at':
+        defense = pgd_at(task, attack, clean_weight=chosen.clean_weight, **shared)
+    else:
+        defense = trades(task, attack, beta=chosen.beta, **shared)
+    return with_weight_perturbation(defense, gamma=chosen.awp_gamma,
+                                    start_step=durations.steps(chosen.awp_start_epoch))
+
+
+def build_optimizer(config: ConfigDict, durations: Durations) -> optax.GradientTransformation:
+    """The optimizer with its schedule."""
+    chosen = config.optimizer
+    rate = create_schedule(chosen.schedule, peak=chosen.learning_rate, steps=durations.total,
+                           warmup_steps=durations.steps(chosen.warmup_epochs))
+    return create_optimizer(chosen.name, rate, momentum=chosen.momentum, nesterov=chosen.nesterov,
+                            weight_decay=chosen.weight_decay, decay_norm_and_bias=chosen.decay_norm_and_bias,
+                            clip_norm=chosen.clip_norm)
+
+
+def build_augment(config: ConfigDict) -> Any:
+    """The composed augmentation, or None."""
+    chosen = []
+    for name, options in config.data.augment:
+        if name not in transforms.TRANSFORMS:
+            did_you_mean(name, transforms.TRANSFORMS, 'augmentation in config.data.augment')
+        chosen.append(transforms.TRANSFORMS[name](**dict(options)))
+    return transforms.compose(*chosen) if chosen else None
+
+
+def build_threats(attacks: Mapping[str, Any], task: Task) -> list[Threat]:
+    """The attacks of an evaluation, in the order of the config."""
+    threats = []
+    for name, spec in attacks.items():
+        options = dict(spec['options'])
+        if spec['attack'] == 'smia':
+            # On a task of its own the divergence is the task's, unless the config names one.
+            options.setdefault('stabilization', task.divergence)
+        attack = create_attack(spec['attack'], **options)
+        plain = {key: value for key, value in options.items() if not callable(value)}
+        norm = plain.get('norm', 'linf')
+        if norm not in balls.NORMS:
+            did_you_mean(norm, balls.NORMS, f'norm of attack {name}')
+        threats.append(Threat(name, attack, norm, spec['num_restarts'], {'attack': spec['attack'], **plain}))
+    return threats
+
+
+def init_key(seed: int) -> jax.Array:
+    """The key that a run's weights are drawn from."""
+    return jax.random.fold_in(jax.random.key(seed), 0x1417)

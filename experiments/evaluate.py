@@ -1,0 +1,94 @@
+"""Attacks a trained model: `python -m experiments.evaluate --config=configs/retinamnist.py:trades --workdir=runs/trades`.
+
+Writes results.jsonl, verdicts/ and pictures.npz into the workdir and prints the table.
+"""
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from experiments import build
+from medrobust_jax.evaluate.judge import Subject, judge
+from medrobust_jax.evaluate.programs import make_layout
+from medrobust_jax.evaluate.records import Row
+from medrobust_jax.models.forward import apply_model
+from medrobust_jax.parallel.mesh import data_mesh
+from medrobust_jax.train.checkpoint import config_fingerprint, differing_fields, fingerprint, load_for_evaluation
+
+
+def evaluate(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = None,
+             progress: bool | None = None) -> list[Row]:
+    """Judges the checkpoint in `workdir` as `config.eval` says.
+
+    Args:
+      config: the config that the workdir was trained with; its 'eval' part may differ.
+      workdir: a folder that `train_and_evaluate` filled.
+      data_dir: where data sets are looked for; None reads MEDROBUST_DATA.
+      progress: True for bars, False for silence, None to decide by the terminal.
+
+    Returns:
+      The rows that were written.
+
+    Raises:
+      ValueError: where the workdir was trained with another config.
+    """
+    build.check_config(config)
+    params, model_state, metadata = load_for_evaluation(workdir, config.eval.checkpoint)
+    trained, asked = metadata['config'], build.training_config(config)
+    if config_fingerprint(trained) != config_fingerprint(asked):
+        raise ValueError(f'{workdir} was trained with another config; differing fields: '
+                         + '; '.join(differing_fields(trained, asked)))
+    source = build.load_split(config, config.eval.split, data_dir)
+    task = build.build_task(config, source.info.num_classes)
+    model = apply_model(build.build_model(config, task))
+
+    def forward(variables: Any, images: jax.Array, keys: jax.Array) -> jax.Array:
+        return model(*variables, images, batch_norm='eval')[0]
+
+    subject = Subject(
+        forward, (params, model_state), task,
+        identity={'dataset': config.data.name, 'split': config.eval.split, 'model': config.model.name,
+                  'defense': config.defense.name, 'seed': config.seed},
+        fingerprints={'config_fingerprint': config_fingerprint(trained),
+                      'checkpoint_fingerprint': fingerprint((params, model_state)),
+                      'dataset_fingerprint': source.info.fingerprint})
+    layout = make_layout(data_mesh(), width=config.eval.block_width, chunk=config.eval.chunk)
+    with Bars(shown=progress) as bars:
+        return judge(subject, build.examples_of(source, config.eval.max_examples),
+                     build.build_threats(config.eval.attacks, task), tuple(config.eval.eps), layout=layout,
+                     seed=config.eval.seed, workdir=workdir, stop_when_fooled=config.eval.stop_when_fooled,
+                     num_pictures=config.eval.num_pictures, progress=bars.advance)
+
+
+@dataclasses.dataclass
+class Bars:
+    """One progress bar per attack, counting examples attacked over restarts and eps, with throughput."""
+
+    shown: bool | None = None
+    _bar: Any = None
+    _name: str = ''
+
+    def __enter__(self) -> 'Bars':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def advance(self, name: str, count: int, num_examples: int) -> None:
+        """Adds `count` attacked examples to the bar of attack `name`."""
+        if name != self._name:
+            self._close()
+            self._name = name
+            logging.debug('attacking %d examples with %s', num_examples, name)
+            disable = None if self.shown is None else not self.shown
+            self._bar = tqdm(desc=f'{name:>12}', unit=' images', disable=disable, leave=False)
+        self._bar.update(count)

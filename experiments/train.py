@@ -1,0 +1,91 @@
+"""Trains one model: `python -m experiments.train --config=configs/retinamnist.py:trades --workdir=runs/trades`.
+
+Run the same command again after any interruption and it goes on from the newest checkpoint.
+"""
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from experiments import build
+from medrobust_jax.attacks.registry import create_attack
+from medrobust_jax.data import loader
+from medrobust_jax.evaluate.programs import make_layout
+from medrobust_jax.evaluate.suite import Threat, attack_grid, clean_point
+from medrobust_jax.models.forward import apply_model, init_variables
+from medrobust_jax.parallel.mesh import data_mesh
+from medrobust_jax.train.loop import FitResult, fit
+from medrobust_jax.train.state import create_state
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = None,
+                       progress: bool | None = None) -> FitResult:
+    """Trains as `config` says, keeping the checkpoint that is best on validation data.
+
+    Args:
+      config: as in configs/base.py.
+      workdir: the run's folder: checkpoints, metrics; refused if it holds another config's run.
+      data_dir: where data sets are looked for; None reads MEDROBUST_DATA.
+      progress: True for a bar, False for silence, None to decide by the terminal.
+
+    Returns:
+      The last state and the best checkpoint's metadata.
+    """
+    build.check_config(config)
+    mesh = data_mesh()
+    train = build.load_split(config, config.data.train_split, data_dir)
+    validation = build.load_split(config, config.data.validation_split, data_dir)
+    task = build.build_task(config, train.info.num_classes, training=True)
+    module = build.build_model(config, task)
+    durations = build.build_durations(config, train)
+    defense = build.build_defense(config, task, durations)
+    optimizer = build.build_optimizer(config, durations)
+
+    params, model_state = init_variables(module, build.init_key(config.seed), train.info.image_shape)
+    logging.info('%s, %d parameters, on %s (%d images)', config.model.name,
+                 sum(leaf.size for leaf in jax.tree.leaves(params)), config.data.name, len(train))
+    forward = apply_model(module)
+    state = create_state(forward, params, model_state, defense, optimizer, num_train=len(train),
+                         image_shape=train.info.image_shape, seed=config.seed, mesh=mesh,
+                         ema_decay=config.train.ema_decay)
+    return fit(
+        state, forward=forward, defense=defense, optimizer=optimizer,
+        train_batches=partial(_train_batches, train, config), steps=durations.total,
+        steps_per_epoch=durations.steps_per_epoch,
+        evaluate_fn=validator(config, module, build.examples_of(validation, config.validation.max_examples),
+                              num_classes=train.info.num_classes, mesh=mesh),
+        select_metric=config.validation.select_metric, eval_every=durations.steps(config.train.eval_every_epochs),
+        checkpoint_every=durations.steps(config.train.checkpoint_every_epochs), workdir=workdir,
+        config_dict=build.training_config(config), seed=config.seed, mesh=mesh, log_every=config.train.log_every,
+        ema_decay=config.train.ema_decay, augment=build.build_augment(config), progress=progress)
+
+
+def _train_batches(source: Any, config: ConfigDict, start_step: int) -> Any:
+    return loader.train_batches(source, batch_size=config.train.batch_size, seed=config.seed, start_step=start_step,
+                                class_balanced=config.data.class_balanced, process_index=jax.process_index(),
+                                process_count=jax.process_count())
+
+
+def validator(config: ConfigDict, module: Any, examples: Any, *, num_classes: int, mesh: Any) -> Any:
+    """`(params, model_state) -> {accuracy, robust_accuracy}` on validation data, by PGD from a random start."""
+    task = build.build_task(config, num_classes)
+    layout = make_layout(mesh, width=config.eval.block_width, chunk=config.eval.chunk)
+    model = apply_model(module)
+    norm = config.defense.attack.options.get('norm', 'linf')
+    threat = Threat('pgd', create_attack('pgd', num_steps=config.validation.num_steps, norm=norm), norm)
+
+    def forward(variables: Any, images: jax.Array, keys: jax.Array) -> jax.Array:
+        return model(*variables, images, batch_norm='eval')[0]
+
+    def evaluate(params: Any, model_state: Any) -> dict[str, float]:
+        clean = clean_point(forward, (params, model_state), task, examples, layout=layout, seed=config.seed)
+        (point,) = attack_grid(forward, (params, model_state), task, threat, examples, (config.validation.eps,),
+                               layout=layout, seed=config.seed, clean=clean)
+        return {'accuracy': float(np.mean(clean.result.acceptable)),
+                'robust_accuracy': float(np.mean(point.result.acceptable))}
+
+    return evaluate

@@ -1,0 +1,113 @@
+"""The compiled programs of an evaluation, and the host loop that feeds them.
+
+The network is computed in blocks of one fixed width (`core.blocks`), one after the other, on each
+device's share of a chunk; chunks have one static shape, so each program compiles once and an
+example's result does not depend on what it is evaluated with.
+
+Contents: `Layout`, `make_layout`, `victim_of`, `make_score`, `make_attack`, `in_chunks`.
+
+Example:
+
+    layout = make_layout(data_mesh(), width=8)
+    score = in_chunks(make_score(forward, layout), layout)
+    outputs = score(variables, keys, images)               # NumPy, [N, ...]
+"""
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from medrobust_jax.attacks.run import run
+from medrobust_jax.attacks.wrappers import stop_when_fooled
+from medrobust_jax.core.blocks import DEFAULT_WIDTH, in_blocks, on_each_device
+from medrobust_jax.core.types import Array, Attack, AttackResult, Outputs, PyTree, Targets, Task, Victim
+
+# (variables, images [B, *spatial, C], keys [B]) -> outputs
+ModelForward = Callable[[PyTree, Array, Array], Outputs]
+
+
+class Layout(NamedTuple):
+    """How examples are laid out for evaluation.
+
+    Attributes:
+      mesh: the devices, one axis 'data'.
+      width: images per block; recorded with every result, since it decides the last bits.
+      chunk: examples per call, a multiple of `2 * width * devices`.
+    """
+
+    mesh: Mesh
+    width: int = DEFAULT_WIDTH
+    chunk: int = 64
+
+
+def make_layout(mesh: Mesh, *, width: int = DEFAULT_WIDTH, chunk: int = 64) -> Layout:
+    """A layout whose chunk is rounded up to a multiple of `2 * width * devices`."""
+    unit = 2 * width * mesh.size
+    return Layout(mesh, width, -(-chunk // unit) * unit)
+
+
+def victim_of(forward: ModelForward, variables: PyTree, task: Task) -> Victim:
+    """The model with its weights, as an attack sees it."""
+    return Victim(lambda images, keys: forward(variables, images, keys), task.loss, task.acceptable)
+
+
+@lru_cache(maxsize=64)
+def make_score(forward: ModelForward, layout: Layout) -> Callable[..., Outputs]:
+    """The compiled `(variables, keys [chunk], images [chunk, ...]) -> outputs`.
+
+    The same objects give the same program, so that a validation in every epoch compiles once.
+    """
+    def score(variables: PyTree, keys: Array, images: Array) -> Outputs:
+        return in_blocks(lambda k, x: forward(variables, x, k), width=layout.width)(keys, images)
+
+    return jax.jit(on_each_device(score, layout.mesh, num_shared=1))
+
+
+@lru_cache(maxsize=64)
+def make_attack(forward: ModelForward, task: Task, attack: Attack, layout: Layout, *,
+                stop: bool) -> Callable[..., AttackResult]:
+    """The compiled `(variables, keys, images, targets, eps [chunk]) -> AttackResult`.
+
+    With `stop`, an example leaves once it is fooled. Cached as `make_score`.
+    """
+    attack = stop_when_fooled(attack) if stop else attack
+
+    def attack_rows(variables: PyTree, keys: Array, images: Array, targets: Targets, eps: Array) -> AttackResult:
+        victim = victim_of(forward, variables, task)
+
+        def block(k: Array, x: Array, y: Targets, e: Array) -> AttackResult:
+            return run(attack, victim, k, x, y, eps=e)
+
+        return in_blocks(block, width=layout.width)(keys, images, targets, eps)
+
+    return jax.jit(on_each_device(attack_rows, layout.mesh, num_shared=1))
+
+
+def in_chunks(program: Callable[..., PyTree], layout: Layout, *,
+              progress: Callable[[int], None] = lambda rows: None) -> Callable[..., PyTree]:
+    """Feeds a compiled program with chunks of static shape; the last one is padded with its first row.
+
+    Args:
+      program: `(variables, *rows) -> tree`, all rows with leading axis `layout.chunk`.
+      layout: gives the chunk.
+      progress: called with the number of examples finished after every chunk.
+
+    Returns:
+      `(variables, *rows) -> tree` for any leading axis N >= 1, with NumPy results.
+    """
+    def run_chunks(variables: PyTree, *rows: Any) -> PyTree:
+        size = jax.tree.leaves(rows)[0].shape[0]
+        parts = []
+        for start in range(0, size, layout.chunk):
+            positions = np.arange(start, start + layout.chunk)
+            positions = np.where(positions < size, positions, start)
+            part = jax.device_get(program(variables, *jax.tree.map(lambda a, p=positions: a[p], rows)))
+            count = min(layout.chunk, size - start)
+            parts.append(jax.tree.map(lambda a, c=count: a[:c], part))
+            progress(count)
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+    return run_chunks
