@@ -1,0 +1,307 @@
+"""One page that holds a whole evaluation and needs nothing beside itself.
+
+Contents: `build_report`.
+
+The page opens from disk without a network: styles and pictures are inside it, there is no script,
+and every text that comes from data is escaped. It prints, and follows a dark screen.
+
+Example:
+
+    page = build_report(read_rows(workdir / 'results.jsonl'), pictures,
+                        title='PneumoniaMNIST', commands=['python -m experiments.train ...'])
+    (workdir / 'report.html').write_text(page, encoding='utf-8')
+"""
+import base64
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from medrobust_jax.report.figures import Picture, curve_figure, picture_figure, to_png, to_svg
+from medrobust_jax.report.summary import (
+    CLEAN,
+    Panel,
+    ResultRow,
+    eps_text,
+    metric_of,
+    run_of,
+    summarize,
+    system_names,
+)
+from medrobust_jax.report.tables import Table, cell_text, clean_table, robustness_table, to_html
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d2329; --soft: #5b6670; --line: #d8dde2; --paper: #fff;
+  --shade: #f4f6f8; --accent: #0b5cad; --warn-ink: #7a3b00; --warn: #fff4e5; --warn-line: #f0b46a; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ec; --soft: #9aa6b1; --line: #39424b;
+  --paper: #14181c; --shade: #1d2329; --accent: #7ab8f5; --warn-ink: #ffd9a8; --warn: #3a2a14;
+  --warn-line: #8a5a1c; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 66rem; padding: 2rem 1.5rem 4rem; color: var(--ink);
+  background: var(--paper); font: 16px/1.55 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 1.8rem; line-height: 1.2; margin: 0 0 .3rem; }
+h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
+p { max-width: 46rem; }
+.lead, figcaption, .footnotes, caption { color: var(--soft); }
+nav { margin: 1rem 0 0; font-size: .9rem; } nav a { margin-right: 1.1rem; white-space: nowrap; }
+a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: underline; }
+.table { overflow-x: auto; margin: 1rem 0 1.4rem; }
+table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; padding-bottom: .4rem; font-size: .86rem; }
+th, td { padding: .28rem .75rem .28rem 0; text-align: left; vertical-align: top; white-space: nowrap; }
+thead th { border-bottom: 2px solid var(--line); color: var(--soft); font-weight: 600; }
+tbody th { font-weight: 600; } tbody tr.first th, tbody tr.first td { border-top: 1px solid var(--line); }
+tr.worst td { font-weight: 600; background: var(--shade); }
+.wrap th, .wrap td { white-space: normal; overflow-wrap: anywhere; }
+.footnotes { margin: .4rem 0 0; padding-left: 1.4rem; font-size: .82rem; }
+figure { margin: 1.2rem 0 1.8rem; } figcaption { font-size: .88rem; margin-top: .3rem; max-width: 46rem; }
+figure img { display: block; width: auto; max-width: min(100%, 44rem);
+  height: auto; background: #fff; border-radius: 4px; padding: .4rem; }
+pre { background: var(--shade); border: 1px solid var(--line); border-radius: 4px; padding: .8rem 1rem;
+  overflow-x: auto; font-size: .84rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+.warnings { background: var(--warn); color: var(--warn-ink); border-left: 4px solid var(--warn-line);
+  padding: .6rem 1rem .6rem 2rem; max-width: none; border-radius: 0 4px 4px 0; }
+dt { font-weight: 600; margin-top: .7rem; } dd { margin: 0; max-width: 46rem; }
+@media print { @page { margin: 15mm; } :root { color-scheme: light; --ink: #000; --soft: #444; --line: #bbb;
+    --paper: #fff; --shade: #f2f2f2; --warn: #fff; --warn-ink: #000; --warn-line: #888; }
+  body { max-width: none; padding: 0; font-size: 10pt; } nav { display: none; }
+  table { font-size: 7.5pt; } th, td { padding-right: .45rem; } .table { overflow: visible; }
+  figure, tr, dd { break-inside: avoid; } h2, h3 { break-after: avoid; } }
+"""
+
+_GLOSSARY = (
+    ('adversarial example', 'An image changed on purpose, by so little that a reader would not call it another '
+     'image, such that a model answers differently. It shows what a model relies on; it need not come from an '
+     'attacker to matter.'),
+    ('attack', 'The procedure that searches for such a change. An attack shows that a model can be broken; that '
+     'one failed is no proof that none succeeds, so robust scores are upper bounds.'),
+    ('eps', 'How much the attack may change the image. For the L-infinity norm: no pixel by more than eps. '
+     'Pixels run from 0 (black) to 1 (white), so 8/255 is eight gray levels of an 8-bit image, about 3 % of the '
+     'full range. For the L2 norm: the root of the sum of all squared pixel changes.'),
+    ('clean', 'Unchanged images; eps is 0.'),
+    ('robust accuracy', 'The share of images that are classified correctly even after the attack.'),
+    ('worst attack', 'At each eps, the result of the attack that did most harm to the whole set. Somebody who '
+     'picks the attack for each image does at least as much harm; "worst per image" is that number.'),
+    ('area', 'The mean height of the curve between eps 0 and the largest eps: one number for a whole curve. '
+     'Compare areas over equal ranges only.'),
+    ('95 % interval', 'The test set is a sample. Had other patients been drawn, the number would have come out '
+     'differently; an interval made this way holds the true value in 95 of 100 such samples. Where the '
+     'intervals of two models overlap widely, the data do not tell them apart. It does not cover other '
+     'scanners, hospitals or populations, nor the randomness of training.'),
+    ('bootstrap over patients', 'Images of one patient resemble each other. Where patients are known, whole '
+     'patients are redrawn, which gives an honest, wider interval.'),
+    ('runs', 'The same training repeated with another random seed; the table shows the mean, with the lowest '
+     'and highest run.'),
+    ('defense', 'How the model was trained. "standard" is ordinary training; adversarial training (pgd_at, '
+     'trades, ...) attacks the images while learning from them.'),
+    ('forward and backward passes', 'What an attack costs: how often it evaluates the model, and its gradient, '
+     'per image. Compare attacks at equal cost.'),
+    ('fingerprint', 'A short code computed from a file or a setting; equal codes mean equal contents.'),
+)
+
+
+def build_report(rows: Iterable[ResultRow], pictures: Sequence[Picture] = (), *, title: str,
+                 commands: Sequence[str] = (), notes: Sequence[str] = ()) -> str:
+    """The page, from whatever results there are.
+
+    Args:
+      rows: of any number of data sets, systems, seeds, attacks and metrics, complete or not.
+      pictures: images before and after an attack.
+      title: the page's heading.
+      commands: what to type to get these results again.
+      notes: remarks of whoever ran the evaluation, a sentence each; shown at the top.
+
+    Returns:
+      A self-contained HTML document.
+
+    Raises:
+      ValueError: no rows, or a picture whose images break their contract.
+    """
+    rows = list(rows)
+    if not rows:
+        raise ValueError('there are no results to report: run the evaluation first')
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    metrics.sort(key=lambda metric: metric != 'accuracy')  # stable: accuracy first where it is there
+    panels = {metric: [p for p in summarize(rows, metric=metric) if p.eps] for metric in metrics}
+    sections = [('evaluated', 'What was evaluated', _evaluated(rows)),
+                ('results', 'Results', _results(rows, panels)),
+                ('curves', 'Quality over eps', _curves(panels)),
+                ('pictures', 'Pictures', ''.join(map(_picture, pictures))),
+                ('checks', 'Sanity checks and warnings', _checks(rows)),
+                ('reproduce', 'How to reproduce', _reproduce(rows, commands)),
+                ('glossary', 'Glossary', _glossary())]
+    sections = [section for section in sections if section[2]]
+    links = ''.join(f'<a href="#{key}">{escape(name)}</a>' for key, name, _ in sections)
+    body = ''.join(f'<section><h2 id="{key}">{escape(name)}</h2>{content}</section>'
+                   for key, name, content in sections)
+    remarks = ''.join(f'<p>{escape(note)}</p>' for note in notes)
+    lead = ''.join(f'<li>{escape(sentence)}</li>' for sentence in _in_short(panels))
+    return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f'<title>{escape(title)}</title><style>{_STYLE}</style></head><body>'
+            f'<header><h1>{escape(title)}</h1><p class="lead">{escape(_lead(rows))}</p>'
+            f'{remarks}{f"<ul>{lead}</ul>" if lead else ""}<nav>{links}</nav></header>'
+            f'<main>{body}</main></body></html>\n')
+
+
+def _lead(rows: list[ResultRow]) -> str:
+    names = system_names(rows)
+    systems = len({(row.dataset, names[run_of(row)]) for row in rows})
+    attacks = len({row.attack for row in rows if row.attack != CLEAN})
+    datasets = len({row.dataset for row in rows})
+    return (f'Adversarial robustness: {_count(systems, "system")} under {_count(attacks, "attack")} '
+            f'on {_count(datasets, "data set")}.')
+
+
+def _in_short(panels: dict[str, list[Panel]]) -> list[str]:
+    """A sentence per system: clean quality, and what is left at the largest eps."""
+    sentences = []
+    for panel in next((own for own in panels.values() if own), []):
+        metric, largest = metric_of(panel.metric), panel.eps[-1]
+        for system in panel.systems:
+            curves = [curve for curve in panel.curves if curve.system == system]
+            clean = next((c.points.get(0.0) for c in curves if c.attack == CLEAN), None)
+            # Worst comes before the single attacks; a single attack stands for itself.
+            worst = next((c for c in curves if c.attack != CLEAN and largest in c.points), None)
+            if clean and worst:
+                unit = ' in %' if metric.percent else ''
+                before, after = (cell_text(s, percent=metric.percent) for s in (clean, worst.points[largest]))
+                sentences.append(f'{panel.dataset}, {system}: {metric.label}{unit} {before} on clean images, '
+                                 f'{after} at eps {eps_text(largest, panel.norm)} ({worst.attack}).')
+    return sentences
+
+
+def _count(number: int, what: str) -> str:
+    return f'{number or "no"} {what}{"" if number == 1 else "s"}'
+
+
+def _evaluated(rows: list[ResultRow]) -> str:
+    """Systems and attacks, each as a table."""
+    names = system_names(rows)
+    systems, attacks = {}, {}
+    for row in rows:
+        systems.setdefault((row.dataset, row.split, names[run_of(row)], row.model), []).append(row)
+        if row.attack != CLEAN:
+            attacks.setdefault((row.attack, row.norm, _options(row)), []).append(row)
+    lines = [[dataset, split, system, model, _listed(row.seed for row in own), _listed(row.n for row in own),
+              _short(own, 'checkpoint_fingerprint'), _short(own, 'dataset_fingerprint')]
+             for (dataset, split, system, model), own in systems.items()]
+    of_systems = Table('Systems and data', ['data', 'split', 'defense', 'model', 'seeds', 'images', 'checkpoint',
+                                            'data fingerprint'], lines, [])
+    lines = [[attack, norm, _listed(eps_text(row.eps, norm) for row in sorted(own, key=lambda row: row.eps)),
+              options or 'defaults', _passes(row.forward_passes for row in own),
+              _passes(row.backward_passes for row in own)] for (attack, norm, options), own in attacks.items()]
+    of_attacks = Table('Attacks; passes through the model per image',
+                       ['attack', 'norm', 'eps', 'settings', 'forward passes', 'backward passes'], lines, [])
+    tables = [of_systems, *([of_attacks] if lines else [])]
+    return ''.join(f'<div class="wrap">{to_html(table)}</div>' for table in tables)
+
+
+def _software(rows: list[ResultRow]) -> list[Table]:
+    """Versions, commit and device; several values where rows differ, so that it is seen."""
+    versions = [row.provenance.get('versions') or {} for row in rows]
+    names = list(dict.fromkeys(name for own in versions for name in own))
+    lines = [[name, _listed(own[name] for own in versions if name in own)] for name in names]
+    for name in ('commit', 'device', 'block_width'):
+        values = [row.provenance[name] for row in rows if row.provenance.get(name)]
+        if values:
+            lines.append([name.replace('_', ' '), _listed(values)])
+    times = sorted(str(row.provenance['time']) for row in rows if row.provenance.get('time'))
+    if times:
+        lines.append(['time', times[0] if times[0] == times[-1] else f'{times[0]} to {times[-1]}'])
+    return [Table('Software and machine', ['what', 'value'], lines, [])] if lines else []
+
+
+def _results(rows: list[ResultRow], panels: dict[str, list[Panel]]) -> str:
+    """First the main metric under attack, then clean quality in full, then the other metrics."""
+    main, *others = [[robustness_table(panel) for panel in own] for own in panels.values()]
+    clean = clean_table(rows)
+    parts = [*map(to_html, main)]
+    if clean:
+        parts += ['<h3>Clean images, all measures</h3>', to_html(clean)]
+    for metric, tables in zip(list(panels)[1:], others, strict=True):
+        if tables:
+            parts += [f'<h3>Under attack: {escape(metric_of(metric).label)}</h3>', *map(to_html, tables)]
+    return ''.join(parts)
+
+
+def _curves(panels: dict[str, list[Panel]]) -> str:
+    """The first metric that has attacked results, one figure per panel."""
+    drawn = next((own for own in panels.values() if own), [])
+    figures = []
+    for panel in drawn:
+        metric = metric_of(panel.metric).label
+        several = any(count > 1 for count in panel.runs.values())
+        band = 'the lowest and highest run where there are several, else 95 % intervals' if several \
+            else '95 % intervals'
+        caption = (f'{panel.dataset} {panel.split}: {metric} as the attack may change the image more. '
+                   f'Bands are {band}.')
+        figures.append(_image(to_svg(curve_figure(panel)), 'svg+xml', caption))
+    return ''.join(figures)
+
+
+def _picture(picture: Picture) -> str:
+    return _image(to_png(picture_figure(picture)), 'png', picture.caption)
+
+
+def _image(content: bytes, kind: str, caption: str) -> str:
+    # An SVG as an image, not inline: two inline ones could share ids.
+    data = base64.b64encode(content).decode()
+    return (f'<figure><img src="data:image/{kind};base64,{data}" alt="{escape(caption)}">'
+            f'<figcaption>{escape(caption)}</figcaption></figure>')
+
+
+def _checks(rows: list[ResultRow]) -> str:
+    names = system_names(rows)
+    found: dict[tuple[str, ...], list[float]] = {}
+    for row in rows:
+        for warning in row.warnings:
+            found.setdefault((row.dataset, names[run_of(row)], row.attack, row.norm, warning), []).append(row.eps)
+    if not found:
+        return '<p>No result carries a warning.</p>'
+    items = []
+    for (dataset, system, attack, norm, warning), eps in found.items():
+        places = _listed(eps_text(value, norm) for value in sorted(set(eps)) if value > 0)
+        where = f'{dataset}, {system}, {attack}' + (f', eps {places}' if places else '')
+        items.append(f'<li><strong>{escape(where)}</strong>: {escape(warning)}</li>')
+    return ('<p>A warning means that a number may say more about the attack than about the model: a robust '
+            f'score with a warning should not be quoted before it is explained.</p>'
+            f'<ul class="warnings">{"".join(items)}</ul>')
+
+
+def _reproduce(rows: list[ResultRow], commands: Sequence[str]) -> str:
+    text = escape('\n'.join(commands))
+    configs = _short(rows, 'config_fingerprint')
+    parts = [f'<pre>{text}</pre>' if commands else '']
+    if configs:
+        parts.append(f'<p>Config fingerprint: {escape(configs)}. Each number with its evidence is a line of '
+                     '<code>results.jsonl</code>; the verdict on each image is in <code>verdicts/</code>.</p>')
+    parts += [f'<div class="wrap">{to_html(table)}</div>' for table in _software(rows)]
+    return ''.join(parts)
+
+
+def _glossary() -> str:
+    entries = ''.join(f'<dt>{escape(term)}</dt><dd>{escape(text)}</dd>' for term, text in _GLOSSARY)
+    return f'<dl>{entries}</dl>'
+
+
+def _options(row: ResultRow) -> str:
+    return ', '.join(f'{name} {value}' for name, value in sorted(row.attack_options.items()))
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ', '.join(map(str, dict.fromkeys(values)))
+
+
+def _short(rows: list[ResultRow], name: str) -> str:
+    """The distinct fingerprints, 12 characters each."""
+    return _listed(str(row.provenance[name])[:12] for row in rows if row.provenance.get(name))
+
+
+def _passes(counts: Iterable[float]) -> str:
+    known = [count for count in counts if not math.isnan(count)]
+    if not known:
+        return 'not counted'
+    low, high = min(known), max(known)
+    return f'{low:.4g}' if low == high else f'{low:.4g} to {high:.4g}'
