@@ -17,10 +17,13 @@ Example:
         checkpoints.save(int(state.step), state)
     params, model_state, metadata = load_for_evaluation(workdir)
 """
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -295,7 +298,8 @@ def _newest_whole(manager: ocp.CheckpointManager, read: Callable[[int], Any],
     broken = []
     for step in sorted(manager.all_steps(), reverse=True):
         try:
-            found = read(step)
+            with _without_late_callbacks():
+                found = read(step)
         except ForeignCheckpoint:
             raise
         except Exception as error:  # damage shows as any of a dozen types
@@ -312,3 +316,26 @@ def _newest_whole(manager: ocp.CheckpointManager, read: Callable[[int], Any],
         raise ValueError(f'none of the checkpoints in {manager.directory} (steps {broken}) can be read. Move the '
                          f'folder away to start afresh.')
     return None
+
+
+@contextlib.contextmanager
+def _without_late_callbacks() -> Iterator[None]:
+    """Keeps quiet what a failed read prints besides its error.
+
+    Orbax reads all arrays at once and closes its event loop at the first failure; every other array
+    then complains, from a thread, that the loop is closed.
+    """
+    before = sys.unraisablehook
+
+    def filtered(unraisable: Any) -> None:
+        if 'Event loop is closed' not in str(unraisable.exc_value):
+            before(unraisable)
+
+    sys.unraisablehook = filtered
+    try:
+        yield
+    except Exception:
+        time.sleep(0.5)  # until the other reads have ended
+        raise
+    finally:
+        sys.unraisablehook = before

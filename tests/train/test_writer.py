@@ -36,11 +36,12 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs the device /dev/full, which only Linux has')
 def test_a_full_disk_says_so(tmp_path):
-    with pytest.raises(OSError, match=r'No space left on device\. Free space there'), \
-            MetricWriter(tmp_path, start_step=0, tensorboard=False) as writer:
-        writer._file.close()
-        writer._file = Path('/dev/full').open('a')  # noqa: SIM115 - the writer closes it
-        writer.write(1, {'loss': 0.5})
+    writer = MetricWriter(tmp_path, start_step=0, tensorboard=False)
+    writer._file.close()
+    writer._file = Path('/dev/full').open('a')  # noqa: SIM115 - the writer closes it
+    for call in (lambda: writer.write(1, {'loss': 0.5}), writer.close):
+        with pytest.raises(OSError, match=r'No space left on device\. Free space there'):
+            call()
 
 
 def test_a_file_in_the_way_says_so(tmp_path):
