@@ -17,6 +17,8 @@ from medrobust_jax.core import rng
 from medrobust_jax.core.masking import per_example
 from medrobust_jax.core.types import Array, AttackState, Knobs, Outputs, PyTree, Targets, Victim
 
+_PASSES = 0x9A55E5  # keeps the keys of passes apart from those of restarts, which fold in 1, 2, ...
+
 
 def start_state(keys: Array, images: Array, knobs: Knobs, inner: PyTree = ()) -> AttackState:
     """The state of an attack that has not looked yet, at `images` `[B, *spatial, C]`."""
@@ -29,7 +31,7 @@ def start_state(keys: Array, images: Array, knobs: Knobs, inner: PyTree = ()) ->
 
 def pass_keys(state: AttackState) -> Array:
     """The keys `[B]` that the model's own randomness uses at this look: fresh at every step."""
-    return rng.fold(state.key, state.step)
+    return rng.fold(rng.fold(state.key, _PASSES), state.step)
 
 
 def loss_and_gradient(victim: Victim, state: AttackState, targets: Targets,
@@ -44,7 +46,8 @@ def loss_and_gradient(victim: Victim, state: AttackState, targets: Targets,
       objective: `(outputs, loss [B]) -> [B]`, what to differentiate; default the loss.
 
     Returns:
-      outputs; the victim's loss `[B]`; the gradient `[B, *spatial, C]` of the objective.
+      outputs; the victim's loss `[B]`; the gradient `[B, *spatial, C]` of the objective, zero where
+      it is not finite: a NaN pixel would pass for a fooling image.
     """
     keys = pass_keys(state)
 
@@ -54,14 +57,14 @@ def loss_and_gradient(victim: Victim, state: AttackState, targets: Targets,
         return jnp.sum(loss if objective is None else objective(outputs, loss)), (outputs, loss)
 
     gradient, (outputs, loss) = jax.grad(total, has_aux=True)(state.images)
-    return outputs, loss, gradient
+    return outputs, loss, jnp.where(jnp.isfinite(gradient), gradient, 0)
 
 
 def record(state: AttackState, loss: Array, acceptable: Array) -> AttackState:
     """Enters a look at `state.images` into the records, and counts it.
 
     A fooled image beats an unfooled one, then the higher loss wins. Nothing changes for examples
-    that are done. A NaN loss never counts as better.
+    that are done. A NaN loss counts as the lowest.
 
     Args:
       state: before the look.
@@ -69,6 +72,7 @@ def record(state: AttackState, loss: Array, acceptable: Array) -> AttackState:
       acceptable: `[B]` bool, the criterion there.
     """
     active = ~state.done
+    loss = jnp.where(jnp.isnan(loss), -jnp.inf, loss).astype(state.best_loss.dtype)
     fooled = ~acceptable
     improves = jnp.where(fooled == ~state.acceptable, loss > state.best_loss, fooled) & active
     return state.replace(

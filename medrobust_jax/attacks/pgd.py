@@ -3,7 +3,8 @@ r"""Projected gradient ascent and its relatives.
     x_0     = clip(x + start noise)
     x_{t+1} = clip_{[0,1]}(x + P_eps(x_t + step * d_t - x)),     d_t = direction(grad_x loss(f(x_t), y))
 
-Contents: `pgd` (the general form), `fgsm`, `ifgsm`, `mi_fgsm`, `di_fgsm`, `ti_fgsm`.
+Contents: `pgd` (the general form), `fgsm`, `ifgsm`, `mi_fgsm`, `di_fgsm`, `ti_fgsm`; for other
+attacks `check_options`, `start_noise`, `free_gradient`, `climb`.
 
 Example:
 
@@ -22,6 +23,18 @@ from medrobust_jax.core.masking import per_example
 from medrobust_jax.core.types import Array, Attack, AttackState, Knobs, Outputs, Targets, Victim
 
 STARTS = ('clean', 'ball', 'gaussian')
+
+
+def check_options(*, num_steps: int, norm: str, relative_step_size: float | None, start: str) -> None:
+    """Raises ValueError for num_steps < 1, a step size <= 0, or an unknown norm or start."""
+    if num_steps < 1:
+        raise ValueError(f'num_steps = {num_steps} must be at least 1')
+    if relative_step_size is not None and relative_step_size <= 0:
+        raise ValueError(f'relative_step_size = {relative_step_size} must be positive')
+    if norm not in balls.NORMS:
+        did_you_mean(norm, balls.NORMS, 'norm')
+    if start not in STARTS:
+        did_you_mean(start, STARTS, 'start')
 
 
 def start_noise(keys: Array, images: Array, eps: Array, *, start: str, norm: str) -> Array:
@@ -56,14 +69,7 @@ def pgd(*, num_steps: int = 20, norm: str = 'linf', relative_step_size: float | 
     References:
       Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, ICLR 2018.
     """
-    if num_steps < 1:
-        raise ValueError(f'num_steps = {num_steps} must be at least 1')
-    if relative_step_size is not None and relative_step_size <= 0:
-        raise ValueError(f'relative_step_size = {relative_step_size} must be positive')
-    if norm not in balls.NORMS:
-        did_you_mean(norm, balls.NORMS, 'norm')
-    if start not in STARTS:
-        did_you_mean(start, STARTS, 'start')
+    check_options(num_steps=num_steps, norm=norm, relative_step_size=relative_step_size, start=start)
     ratio = 2.5 / num_steps if relative_step_size is None else relative_step_size
     rule = directions.steepest(norm=norm) if direction is None else direction
 
@@ -75,10 +81,24 @@ def pgd(*, num_steps: int = 20, norm: str = 'linf', relative_step_size: float | 
     def step(victim: Victim, images: Array, targets: Targets, state: AttackState) -> AttackState:
         outputs, loss, gradient = looks.loss_and_gradient(victim, state, targets)
         state = looks.record(state, loss, victim.acceptable(outputs, targets))
+        gradient = free_gradient(gradient, state.images, norm=norm)
         move, inner = rule.update(gradient, state.inner, state.step)
         return looks.move_to(state, climb(images, state, move, ratio=ratio, norm=norm), inner)
 
     return Attack(init, step, num_steps)
+
+
+def free_gradient(gradient: Array, images: Array, *, norm: str) -> Array:
+    """For 'l1', zero at pixels that the box keeps from moving uphill; else the gradient as it is.
+
+    A sparse step would otherwise be spent on the same few saturated pixels again and again (Tramer
+    and Boneh, Adversarial Training and Robustness for Multiple Perturbations, NeurIPS 2019, in
+    their code).
+    """
+    if norm != 'l1':
+        return gradient
+    blocked = jnp.where(gradient > 0, images >= 1, images <= 0)
+    return jnp.where(blocked, 0, gradient)
 
 
 def climb(images: Array, state: AttackState, direction: Array, *, ratio: float, norm: str) -> Array:
@@ -101,14 +121,14 @@ def ifgsm(*, num_steps: int = 10, norm: str = 'linf', relative_step_size: float 
 
     References: Kurakin et al., Adversarial Examples in the Physical World, 2017.
     """
-    ratio = 1 / num_steps if relative_step_size is None else relative_step_size
+    ratio = 1 / max(num_steps, 1) if relative_step_size is None else relative_step_size
     return pgd(num_steps=num_steps, norm=norm, relative_step_size=ratio, start='clean')
 
 
 def mi_fgsm(*, num_steps: int = 10, norm: str = 'linf', decay: float = 1.0,
             relative_step_size: float | None = None) -> Attack:
     """Iterated FGSM with momentum; see `directions.momentum`."""
-    ratio = 1 / num_steps if relative_step_size is None else relative_step_size
+    ratio = 1 / max(num_steps, 1) if relative_step_size is None else relative_step_size
     return pgd(num_steps=num_steps, norm=norm, relative_step_size=ratio, start='clean',
                direction=directions.momentum(norm=norm, decay=decay))
 
@@ -149,7 +169,7 @@ def ti_fgsm(*, num_steps: int = 10, norm: str = 'linf', decay: float = 1.0, kern
 
     References: Dong et al., CVPR 2019.
     """
-    ratio = 1 / num_steps if relative_step_size is None else relative_step_size
+    ratio = 1 / max(num_steps, 1) if relative_step_size is None else relative_step_size
     rule = directions.smoothed(directions.momentum(norm=norm, decay=decay),
                                gaussian_weights(size=kernel_size, sigma=sigma))
     return pgd(num_steps=num_steps, norm=norm, relative_step_size=ratio, start='clean', direction=rule)

@@ -9,7 +9,8 @@ Example:
     victim = Victim(forward, loss, acceptable)
     result = jax.jit(partial(run, pgd(num_steps=20), victim, eps=8 / 255))(keys, images, labels)
 """
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -90,12 +91,17 @@ def run_on_host(attack: Attack, victim: Victim, keys: Array, images: Array, targ
     """As `run`, but as a Python loop around one compiled step; cannot itself be transformed.
 
     For models whose gradients are slow inside compiled loops, such as stock convolutions on CPU.
+    Pass the same attack and victim again, not equal ones made anew, to compile once.
     """
-    adapted = attack.adapt(victim)
-    state = _begin(attack, adapted, keys, images, targets, eps, knobs, clean_outputs)
-    step = jax.jit(partial(attack.step, adapted))
+    state = _begin(attack, attack.adapt(victim), keys, images, targets, eps, knobs, clean_outputs)
+    step, look = _compiled(attack, victim)
     for _ in range(attack.num_steps):
         if bool(jnp.all(state.done)):
             break
         state = step(images, targets, state)
-    return jax.jit(partial(last_look, attack, victim))(targets, state)
+    return look(targets, state)
+
+
+@lru_cache(maxsize=4)  # of attacks and victims, so that a second batch costs no compilation
+def _compiled(attack: Attack, victim: Victim) -> tuple[Callable[..., AttackState], Callable[..., AttackResult]]:
+    return jax.jit(partial(attack.step, attack.adapt(victim))), jax.jit(partial(last_look, attack, victim))

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from medrobust_jax.attacks import looks
-from medrobust_jax.attacks.pgd import climb, start_noise
+from medrobust_jax.attacks.pgd import check_options, climb, free_gradient, start_noise
 from medrobust_jax.core import balls
 from medrobust_jax.core.checks import did_you_mean
 from medrobust_jax.core.filters import gaussian_weights, smooth
@@ -54,15 +54,19 @@ def smia(*, num_steps: int = 20, norm: str = 'linf', relative_step_size: float |
       The attack. Each step costs two forward passes and one backward pass. The recorded loss is the
       victim's, without the stabilization term.
 
+    Raises:
+      ValueError: for an option out of range or an unknown name.
+
     Differs from the paper in: the iterate is projected to the ball; W is centered, normalized and
     depthwise; a2 defaults to 1. The published script cannot run as it stands.
 
     References:
       Qi et al., Stabilized Medical Image Attacks, ICLR 2021, arXiv 2103.05232.
     """
-    if num_steps < 1 or stabilization_weight < 0 or dilation < 1:
-        raise ValueError(f'smia needs num_steps >= 1, stabilization_weight >= 0 and dilation >= 1, '
-                         f'not {num_steps}, {stabilization_weight}, {dilation}')
+    check_options(num_steps=num_steps, norm=norm, relative_step_size=relative_step_size, start=start)
+    if stabilization_weight < 0 or dilation < 1:
+        raise ValueError(f'smia needs stabilization_weight >= 0 and dilation >= 1, '
+                         f'not {stabilization_weight}, {dilation}')
     if isinstance(stabilization, str) and stabilization not in STABILIZATIONS:
         did_you_mean(stabilization, STABILIZATIONS, 'stabilization')
     distance = STABILIZATIONS[stabilization] if isinstance(stabilization, str) else stabilization
@@ -83,7 +87,7 @@ def smia(*, num_steps: int = 20, norm: str = 'linf', relative_step_size: float |
             return deviation_weight * loss - weight * distance(state.inner, outputs)
 
         outputs, loss, gradient = looks.loss_and_gradient(victim, state, targets, objective)
-        direction = balls.ascent_direction(gradient, norm=norm)
+        direction = balls.ascent_direction(free_gradient(gradient, state.images, norm=norm), norm=norm)
         reach = per_example(stabilization_radius * state.knobs['eps'], images)
         smoothed = state.images + reach * smooth(direction, weights, dilation=dilation)
         reference = jax.lax.stop_gradient(victim.forward(smoothed, looks.pass_keys(state)))

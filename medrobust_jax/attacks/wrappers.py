@@ -42,11 +42,9 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
         keys = rng.fold(state.inner['key'], restart)
         fresh = attack.init(victim, keys, images, targets, state.inner['clean'], state.knobs)
         pick = lambda new, old: jnp.where(per_example(at_start, new), new, old)  # noqa: E731
-        key = jax.random.wrap_key_data(pick(jax.random.key_data(fresh.key), jax.random.key_data(state.key)),
-                                       impl=jax.random.key_impl(state.key))
         inner = {**state.inner, 'attack': jax.tree.map(pick, fresh.inner, state.inner['attack']),
                  'restart': restart, 'looks': jnp.where(at_start, 0, state.inner['looks'])}
-        return state.replace(images=pick(fresh.images, state.images), key=key, inner=inner)
+        return state.replace(images=pick(fresh.images, state.images), key=pick(fresh.key, state.key), inner=inner)
 
     def init(victim: Victim, keys: Array, images: Array, targets: Targets, clean_outputs: Outputs | None,
              knobs: dict) -> AttackState:
@@ -73,14 +71,16 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
 
 
 def stop_when_fooled(attack: Attack) -> Attack:
-    """Leaves an example as soon as an image fools the model; it keeps that first fooling image.
+    """Leaves an example at the first image that fools the model, also as its last iterate.
 
     The verdicts are those of the full attack and cost fewer passes; the losses of fooled examples
     are not their largest.
     """
     def step(victim: Victim, images: Array, targets: Targets, state: AttackState) -> AttackState:
-        state = attack.step(victim, images, targets, state)
-        return state.replace(done=state.done | ~state.acceptable)
+        after = attack.step(victim, images, targets, state)
+        done = state.done | ~after.acceptable
+        stay = per_example(done, images)
+        return after.replace(images=jnp.where(stay, state.images, after.images), done=done)
     return attack._replace(step=step)
 
 
@@ -89,7 +89,8 @@ def averaged_over(attack: Attack, transform: Transform, *, num_samples: int) -> 
 
         L(x) = mean_i loss(f(t_i(x)), y),      t_i fresh at every step
 
-    The criterion is judged on one pass of the untransformed image. With `transforms.identity` this
+    The criterion is judged on one pass of the untransformed image. SMIA's stabilization term covers
+    that pass and the samples, with equal weight. With `transforms.identity` this
     averages over the randomness of a randomized model.
 
     Args:
@@ -109,11 +110,14 @@ def averaged_over(attack: Attack, transform: Transform, *, num_samples: int) -> 
             sample_keys = rng.split_each(keys, num_samples).T.reshape(-1)
             repeated = jnp.repeat(images, num_samples, axis=0)
             seen = transform(rng.fold(sample_keys, 1), repeated)
-            return victim.forward(images, keys), victim.forward(seen, sample_keys)
+            samples = victim.forward(seen, sample_keys)
+            grouped = jax.tree.map(lambda a: a.reshape(-1, num_samples, *a.shape[1:]), samples)
+            return victim.forward(images, keys), grouped
 
         def loss(outputs: tuple[Outputs, Outputs], targets: Targets) -> Array:
             repeated = jax.tree.map(lambda t: jnp.repeat(t, num_samples, axis=0), targets)
-            return victim.loss(outputs[1], repeated).reshape(-1, num_samples).mean(axis=1)
+            samples = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), outputs[1])
+            return victim.loss(samples, repeated).reshape(-1, num_samples).mean(axis=1)
 
         return Victim(forward, loss, lambda outputs, targets: victim.acceptable(outputs[0], targets))
 
@@ -131,9 +135,9 @@ def targeted(attack: Attack) -> Attack:
     The loss is minus the victim's, and an output is acceptable until it meets the target.
     """
     def adapt(victim: Victim) -> Victim:
-        return attack.adapt(victim._replace(
-            loss=lambda outputs, targets: -victim.loss(outputs, targets),
-            acceptable=lambda outputs, targets: ~victim.acceptable(outputs, targets)))
+        victim = attack.adapt(victim)  # first, so that a loss of the attack's own is negated too
+        return victim._replace(loss=lambda outputs, targets: -victim.loss(outputs, targets),
+                               acceptable=lambda outputs, targets: ~victim.acceptable(outputs, targets))
     return attack._replace(adapt=adapt)
 
 

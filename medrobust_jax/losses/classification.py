@@ -60,12 +60,15 @@ def kl_divergence(reference: Array, logits: Array) -> Array:
       `[B]`, in nats, >= 0 up to rounding.
     """
     log_p, log_q = jax.nn.log_softmax(reference, axis=-1), jax.nn.log_softmax(logits, axis=-1)
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    p = jnp.exp(log_p)
+    # A class that the reference rules out (logit -inf) adds 0, not 0 * (inf - inf).
+    log_ratio = jnp.where(p > 0, log_p, 0) - jnp.where(p > 0, log_q, 0)
+    return jnp.sum(p * log_ratio, axis=-1)
 
 
 def prediction_is_right(logits: Array, labels: Array) -> Array:
-    """Whether the largest logit is the label's, `[B]` bool; a NaN among the logits is never right."""
-    finite = jnp.isfinite(logits).all(axis=-1)
+    """Whether the largest logit is the label's, `[B]` bool; NaN or +inf among the logits is never right."""
+    finite = jnp.isfinite(logits.max(axis=-1))  # NaN propagates; -inf merely rules a class out
     return finite & (jnp.argmax(logits, axis=-1) == labels)
 
 
