@@ -8,7 +8,7 @@
 Every checkpoint carries the run's config and hashes of its arrays, so that a checkpoint of another
 run and a damaged one are told apart from a good one. The only file that imports orbax.
 
-Contents: `Checkpoints`, `load_for_evaluation`, `fingerprint`, `differing_fields`.
+Contents: `Checkpoints`, `load_for_evaluation`, `ForeignCheckpoint`.
 
 Example:
 
@@ -18,7 +18,6 @@ Example:
     params, model_state, metadata = load_for_evaluation(workdir)
 """
 import contextlib
-import hashlib
 import json
 import shutil
 import sys
@@ -36,33 +35,12 @@ from absl import logging
 from medrobust_jax.core.checks import did_you_mean
 from medrobust_jax.core.types import PyTree
 from medrobust_jax.parallel import hosts
+from medrobust_jax.train.fingerprints import config_fingerprint, differing_fields, fingerprint
 from medrobust_jax.train.state import TrainState
 from medrobust_jax.train.storage import writing_to
 
 WHICH = ('best', 'latest')
 ARRAYS = ('variables', 'ema', 'training')  # a checkpoint's items beside 'metadata'
-
-
-def fingerprint(tree: PyTree) -> str:
-    """SHA-256 over the paths, dtypes, shapes and bytes of a tree's arrays, as 64 hex digits."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
-        digest.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape};'.encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def differing_fields(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = '') -> list[str]:
-    """`'field: theirs -> ours'` for every field, dotted, in which two nested configs differ."""
-    lines = []
-    for name in sorted({*theirs, *ours}):
-        a, b = theirs.get(name, '(absent)'), ours.get(name, '(absent)')
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            lines += differing_fields(a, b, f'{prefix}{name}.')
-        elif a != b:
-            lines.append(f'{prefix}{name}: {a} -> {b}')
-    return lines
 
 
 class ForeignCheckpoint(ValueError):
@@ -252,11 +230,6 @@ def load_for_evaluation(workdir: str | Path, which: str = 'best') -> tuple[PyTre
     variables, metadata = found
     variables = jax.tree.map(jnp.asarray, variables)
     return variables['params'], variables['model_state'], metadata
-
-
-def config_fingerprint(config: Mapping[str, Any]) -> str:
-    """SHA-256 of a config's JSON with sorted names."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def _named(params: PyTree, model_state: PyTree) -> dict[str, PyTree]:

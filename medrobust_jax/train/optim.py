@@ -80,7 +80,7 @@ def _cosine(start: float, end: float, fraction: jax.typing.ArrayLike) -> jax.Arr
 def _one_cycle(peak: float, steps: int, top: float, div_factor: float,
                final_div_factor: float) -> optax.Schedule:
     low, last = peak / div_factor, peak / (div_factor * final_div_factor)
-    return lambda t: jnp.where(t < top, _cosine(low, peak, t / top),
+    return lambda t: jnp.where(jnp.asarray(t) < top, _cosine(low, peak, t / top),
                                _cosine(peak, last, (t - top) / (steps - top)))
 
 

@@ -10,6 +10,7 @@ Example:
         progress.advance(images=128)
         speed = progress.report(1, {'loss': 0.5})        # images per second since the last report
 """
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -70,12 +71,14 @@ class Progress:
             self._rate, self._seconds_per_step = self._images / seconds, seconds / self._count
         self.restart_clock()
         text = '  '.join(f'{name} {value:.4g}' for name, value in values.items())
-        self._bar.set_postfix_str(f'{text}  {self._rate:.4g} images/s', refresh=False)
+        if math.isfinite(self._rate):
+            text += f'  {self._rate:.4g} images/s'
+        self._bar.set_postfix_str(text, refresh=False)
         if self._lines and time.perf_counter() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.perf_counter()
             left = self._seconds_per_step * (self._steps - step)
-            remaining = '' if left != left else f'  {tqdm.format_interval(left)} left'
-            self.say(f'step {step}/{self._steps}  {text}  {self._rate:.4g} images/s{remaining}')
+            remaining = f'  {tqdm.format_interval(left)} left' if math.isfinite(left) else ''
+            self.say(f'step {step}/{self._steps}  {text}{remaining}')
         return self._rate
 
     def say(self, text: str) -> None:

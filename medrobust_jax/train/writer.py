@@ -81,8 +81,9 @@ class MetricWriter:
             self._file.write(json.dumps({'step': step, **row}) + '\n')
             self._file.flush()
         if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(name, float(value), step)
+            for name, value in row.items():
+                if value is not None:
+                    self._board.add_scalar(name, value, step)
             self._board.flush()
 
     def close(self) -> None:

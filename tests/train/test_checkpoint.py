@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from medrobust_jax.parallel.mesh import data_mesh, replicated
-from medrobust_jax.train.checkpoint import Checkpoints, differing_fields, fingerprint, load_for_evaluation
+from medrobust_jax.train.checkpoint import Checkpoints, load_for_evaluation
+from medrobust_jax.train.fingerprints import differing_fields, fingerprint
 from medrobust_jax.train.state import TrainState
 
 CONFIG = {'model': 'mlp', 'attack': {'name': 'pgd', 'eps': 0.03, 'sizes': (1, 2)}}
