@@ -20,9 +20,12 @@ from typing import Any
 from medrobust_jax.report.figures import Picture, curve_figure, picture_figure, to_png, to_svg
 from medrobust_jax.report.summary import (
     CLEAN,
+    PER_IMAGE,
     Panel,
     ResultRow,
+    agree,
     eps_text,
+    main_first,
     metric_of,
     run_of,
     summarize,
@@ -44,7 +47,7 @@ h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; padding-top: .6rem; border-top:
 h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
 p { max-width: 46rem; }
 .lead, figcaption, .footnotes, caption { color: var(--soft); }
-nav { margin: 1rem 0 0; font-size: .9rem; } nav a { margin-right: 1.1rem; white-space: nowrap; }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: 1rem 0 0; font-size: .9rem; }
 a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: underline; }
 .table { overflow-x: auto; margin: 1rem 0 1.4rem; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
@@ -53,7 +56,7 @@ th, td { padding: .28rem .75rem .28rem 0; text-align: left; vertical-align: top;
 thead th { border-bottom: 2px solid var(--line); color: var(--soft); font-weight: 600; }
 tbody th { font-weight: 600; } tbody tr.first th, tbody tr.first td { border-top: 1px solid var(--line); }
 tr.worst td { font-weight: 600; background: var(--shade); }
-.wrap th, .wrap td { white-space: normal; overflow-wrap: anywhere; }
+.wrap td { white-space: normal; overflow-wrap: break-word; min-width: 3rem; }
 .footnotes { margin: .4rem 0 0; padding-left: 1.4rem; font-size: .82rem; }
 figure { margin: 1.2rem 0 1.8rem; } figcaption { font-size: .88rem; margin-top: .3rem; max-width: 46rem; }
 figure img { display: block; width: auto; max-width: min(100%, 44rem);
@@ -80,9 +83,11 @@ _GLOSSARY = (
      'Pixels run from 0 (black) to 1 (white), so 8/255 is eight gray levels of an 8-bit image, about 3 % of the '
      'full range. For the L2 norm: the root of the sum of all squared pixel changes.'),
     ('clean', 'Unchanged images; eps is 0.'),
-    ('robust accuracy', 'The share of images that are classified correctly even after the attack.'),
+    ('robust accuracy', 'The share of images on which the model still meets the criterion after the attack: that '
+     'its class is right or, for grades, close enough where a tolerance was set.'),
     ('worst attack', 'At each eps, the result of the attack that did most harm to the whole set. Somebody who '
-     'picks the attack for each image does at least as much harm; "worst per image" is that number.'),
+     'picks the attack for each image does at least as much harm; "worst per image" is that number, the share '
+     'of images that withstood every attack.'),
     ('area', 'The mean height of the curve between eps 0 and the largest eps: one number for a whole curve. '
      'Compare areas over equal ranges only.'),
     ('95 % interval', 'The test set is a sample. Had other patients been drawn, the number would have come out '
@@ -121,9 +126,7 @@ def build_report(rows: Iterable[ResultRow], pictures: Sequence[Picture] = (), *,
     rows = list(rows)
     if not rows:
         raise ValueError('there are no results to report: run the evaluation first')
-    metrics = list(dict.fromkeys(row.metric for row in rows))
-    metrics.sort(key=lambda metric: metric != 'accuracy')  # stable: accuracy first where it is there
-    panels = {metric: [p for p in summarize(rows, metric=metric) if p.eps] for metric in metrics}
+    panels = {metric: [p for p in summarize(rows, metric=metric) if p.eps] for metric in main_first(rows)}
     sections = [('evaluated', 'What was evaluated', _evaluated(rows)),
                 ('results', 'Results', _results(rows, panels)),
                 ('curves', 'Quality over eps', _curves(panels)),
@@ -148,7 +151,7 @@ def build_report(rows: Iterable[ResultRow], pictures: Sequence[Picture] = (), *,
 def _lead(rows: list[ResultRow]) -> str:
     names = system_names(rows)
     systems = len({(row.dataset, names[run_of(row)]) for row in rows})
-    attacks = len({row.attack for row in rows if row.attack != CLEAN})
+    attacks = len({row.attack for row in rows if row.attack not in (CLEAN, *PER_IMAGE)})
     datasets = len({row.dataset for row in rows})
     return (f'Adversarial robustness: {_count(systems, "system")} under {_count(attacks, "attack")} '
             f'on {_count(datasets, "data set")}.')
@@ -182,7 +185,7 @@ def _evaluated(rows: list[ResultRow]) -> str:
     systems, attacks = {}, {}
     for row in rows:
         systems.setdefault((row.dataset, row.split, names[run_of(row)], row.model), []).append(row)
-        if row.attack != CLEAN:
+        if row.attack not in (CLEAN, *PER_IMAGE):
             attacks.setdefault((row.attack, row.norm, _options(row)), []).append(row)
     lines = [[dataset, split, system, model, _listed(row.seed for row in own), _listed(row.n for row in own),
               _short(own, 'checkpoint_fingerprint'), _short(own, 'dataset_fingerprint')]
@@ -215,14 +218,18 @@ def _software(rows: list[ResultRow]) -> list[Table]:
 
 def _results(rows: list[ResultRow], panels: dict[str, list[Panel]]) -> str:
     """First the main metric under attack, then clean quality in full, then the other metrics."""
-    main, *others = [[robustness_table(panel) for panel in own] for own in panels.values()]
+    main, *others = panels
     clean = clean_table(rows)
-    parts = [*map(to_html, main)]
+    parts = [to_html(robustness_table(panel)) for panel in panels[main]]
     if clean:
         parts += ['<h3>Clean images, all measures</h3>', to_html(clean)]
-    for metric, tables in zip(list(panels)[1:], others, strict=True):
-        if tables:
-            parts += [f'<h3>Under attack: {escape(metric_of(metric).label)}</h3>', *map(to_html, tables)]
+    for metric in others:
+        if panels[metric]:
+            parts.append(f'<h3>Under attack: {escape(metric_of(metric).label)}</h3>')
+        if panels[metric] and agree(rows, main, metric):
+            parts.append(f'<p>Equal to {escape(metric_of(main).label)} everywhere; not repeated.</p>')
+            continue
+        parts += [to_html(robustness_table(panel)) for panel in panels[metric]]
     return ''.join(parts)
 
 
@@ -253,21 +260,28 @@ def _image(content: bytes, kind: str, caption: str) -> str:
 
 
 def _checks(rows: list[ResultRow]) -> str:
+    """Each warning once per system, with the attacks and eps it came up for."""
     names = system_names(rows)
-    found: dict[tuple[str, ...], list[float]] = {}
+    found: dict[tuple[str, str, str], dict[tuple[str, str], set[float]]] = {}
     for row in rows:
         for warning in row.warnings:
-            found.setdefault((row.dataset, names[run_of(row)], row.attack, row.norm, warning), []).append(row.eps)
+            places = found.setdefault((row.dataset, names[run_of(row)], warning), {})
+            places.setdefault((row.attack, row.norm), set()).add(row.eps)
     if not found:
         return '<p>No result carries a warning.</p>'
     items = []
-    for (dataset, system, attack, norm, warning), eps in found.items():
-        places = _listed(eps_text(value, norm) for value in sorted(set(eps)) if value > 0)
-        where = f'{dataset}, {system}, {attack}' + (f', eps {places}' if places else '')
-        items.append(f'<li><strong>{escape(where)}</strong>: {escape(warning)}</li>')
+    for (dataset, system, warning), places in found.items():
+        where = '; '.join(_place(attack, norm, eps) for (attack, norm), eps in places.items())
+        items.append(f'<li><strong>{escape(f"{dataset}, {system}")}</strong>: {escape(warning)} '
+                     f'<small>({escape(where)})</small></li>')
     return ('<p>A warning means that a number may say more about the attack than about the model: a robust '
             f'score with a warning should not be quoted before it is explained.</p>'
             f'<ul class="warnings">{"".join(items)}</ul>')
+
+
+def _place(attack: str, norm: str, eps: set[float]) -> str:
+    radii = _listed(eps_text(value, norm) for value in sorted(eps) if value > 0)
+    return f'{attack}, eps {radii}' if radii else attack
 
 
 def _reproduce(rows: list[ResultRow], commands: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """Result rows sorted into what tables and figures show: one panel per data set, norm and metric.
 
-Contents: `ResultRow`, `Summary`, `Curve`, `Panel`, `summarize`, `METRICS`, `eps_text`.
+Contents: `ResultRow`, `Summary`, `Curve`, `Panel`, `summarize`, `main_first`, `agree`, `METRICS`, `eps_text`.
 
 Nothing is hidden on the way: several seeds become a mean with its range and their number, two
 checkpoints of one recipe and seed stay apart, and what is missing stays missing.
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 CLEAN = 'clean'
 # An evaluation that took the worst over attacks for each image reports it under one of these.
-_PER_IMAGE = ('worst_case', 'worst-case', 'worst case')
+PER_IMAGE = ('worst_case', 'worst-case', 'worst case')
 WORST = 'worst attack'
 WORST_PER_IMAGE = 'worst per image'
 
@@ -76,6 +76,7 @@ class Metric(NamedTuple):
 
 
 METRICS = {
+    'robust_accuracy': Metric('robust accuracy'),
     'accuracy': Metric('accuracy'),
     'balanced_accuracy': Metric('balanced accuracy'),
     'macro_f1': Metric('macro F1'),
@@ -91,6 +92,9 @@ METRICS = {
 def metric_of(name: str) -> Metric:
     """How to show a metric; one that is not listed is shown as a plain number under its name."""
     return METRICS.get(name, Metric(name.replace('_', ' '), percent=False))
+
+
+_MAIN = ('robust_accuracy', 'accuracy')
 
 
 class Summary(NamedTuple):
@@ -159,6 +163,22 @@ def eps_text(eps: float, norm: str) -> str:
     return f'{round(eps * 255, 3):g}/255' if norm == 'linf' and eps else f'{eps:g}'
 
 
+def main_first(rows: Iterable[ResultRow]) -> list[str]:
+    """The metrics at hand: robust accuracy, then accuracy, then the others as they appear."""
+    found = _ordered(row.metric for row in rows)
+    return sorted(found, key=lambda metric: [*_MAIN, metric].index(metric))  # stable
+
+
+def agree(rows: Iterable[ResultRow], metric: str, other: str) -> bool:
+    """Whether two metrics have equal values wherever `other` was measured under a single attack.
+
+    Accuracy equals robust accuracy unless the criterion is a looser one (grades with a tolerance).
+    """
+    of = {name: {(run_of(row), row.split, row.seed, row.attack, row.norm, row.eps): row.value for row in rows
+                 if row.metric == name and row.attack not in PER_IMAGE} for name in (metric, other)}
+    return bool(of[other]) and all(of[metric].get(place) == value for place, value in of[other].items())
+
+
 def system_names(rows: Iterable[ResultRow]) -> dict[tuple[str, str, str, str], str]:
     """What to call each trained system.
 
@@ -191,18 +211,19 @@ def run_of(row: ResultRow) -> tuple[str, str, str, str]:
     return (row.dataset, row.model, row.defense, _checkpoint(row))
 
 
-def summarize(rows: Iterable[ResultRow], *, metric: str = 'accuracy') -> list[Panel]:
+def summarize(rows: Iterable[ResultRow], *, metric: str | None = None) -> list[Panel]:
     """Sorts rows of one metric into panels.
 
     Args:
       rows: of any data sets, systems, attacks and seeds, complete or not.
-      metric: the metric to keep.
+      metric: the metric to keep; None for the first of `main_first`.
 
     Returns:
       One panel per data set, split and norm, in order of appearance; none without such rows.
     """
     rows = list(rows)
     names = system_names(rows)
+    metric = metric or next(iter(main_first(rows)), '')
     rows = [row for row in rows if row.metric == metric]
     panels = []
     for dataset, split in _ordered((row.dataset, row.split) for row in rows):
@@ -221,9 +242,9 @@ def _panel(rows: list[ResultRow], names: Mapping[Any, str], head: tuple[str, str
     runs = {system: len({_run(row) for row in own}) for system, own in by_system.items()}
     curves = []
     for system, own in by_system.items():
-        attacks = _ordered(row.attack for row in own if row.attack not in (CLEAN, *_PER_IMAGE))
+        attacks = _ordered(row.attack for row in own if row.attack not in (CLEAN, *PER_IMAGE))
         of_attack = {attack: [row for row in own if row.attack == attack] for attack in attacks}
-        per_image = [row for row in own if row.attack in _PER_IMAGE]
+        per_image = [row for row in own if row.attack in PER_IMAGE]
         curves += [_curve(system, CLEAN, [row for row in own if row.attack == CLEAN], runs[system])]
         if per_image:
             curves += [_curve(system, WORST_PER_IMAGE, per_image, runs[system])]

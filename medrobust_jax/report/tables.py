@@ -23,7 +23,9 @@ from medrobust_jax.report.summary import (
     Panel,
     ResultRow,
     Summary,
+    agree,
     eps_text,
+    main_first,
     metric_of,
     summarize,
 )
@@ -132,7 +134,9 @@ def clean_table(rows: Iterable[ResultRow]) -> Table | None:
       The table, or None without clean results.
     """
     rows = [row for row in rows if row.attack == CLEAN]
-    metrics = list(dict.fromkeys(row.metric for row in rows))
+    metrics = main_first(rows)
+    if agree(rows, 'accuracy', 'robust_accuracy'):
+        metrics.remove('robust_accuracy')  # without an attack the two are one number
     panels = {metric: summarize(rows, metric=metric) for metric in metrics}
     notes, cells, names = _Notes(''), {}, {}
     for metric, own in panels.items():

@@ -80,8 +80,7 @@ def test_everything_from_data_is_escaped(make_rows, make_row, picture):
 def test_warnings_are_listed_with_their_place(make_rows, make_row):
     rows = [*make_rows(), make_row(0.6, attack='spsa', eps=8 / 255, warnings=('black-box beats white-box',))]
     text = Page(build_report(rows, title='t')).text
-    assert 'oct, standard, spsa, eps 8/255' in text
-    assert 'black-box beats white-box' in text
+    assert 'oct, standard : black-box beats white-box (spsa, eps 8/255)' in ' '.join(text.split())
     assert 'should not be quoted' in text
 
 
@@ -107,6 +106,18 @@ def test_several_studies_share_a_page(make_rows, make_row):
     assert page.tags.count('img') == 3
     assert 'standard, resnet (3 runs)' in page.text
     assert 'Under attack: quadratic-weighted kappa' in page.text
+
+
+def test_robust_accuracy_leads_and_its_double_is_not_repeated(make_rows, make_row):
+    twins = [*make_rows(metric='accuracy'), *make_rows(metric='robust_accuracy')]
+    twins.append(make_row(0.1, metric='robust_accuracy', attack='worst_case', eps=8 / 255))
+    text = Page(build_report(twins, title='t')).text
+    assert 'oct, standard: robust accuracy in %' in text
+    assert '10.0 [5.0, 15.0] at eps 8/255 (worst per image)' in text
+    assert 'Equal to robust accuracy everywhere; not repeated' in text
+    assert 'under 2 attacks' in text, 'the worst over attacks is no attack of its own'
+    loose = [*twins, make_row(0.99, metric='accuracy', attack='pgd', eps=8 / 255, seed=1)]
+    assert 'not repeated' not in Page(build_report(loose, title='t')).text
 
 
 def test_nothing_to_report_is_refused():

@@ -1,4 +1,5 @@
 """From rows to panels: seeds, checkpoints, worst attacks, and what is missing."""
+import dataclasses
 import math
 
 import pytest
@@ -7,7 +8,9 @@ from medrobust_jax.report.summary import (
     CLEAN,
     WORST,
     WORST_PER_IMAGE,
+    agree,
     eps_text,
+    main_first,
     metric_of,
     summarize,
 )
@@ -107,6 +110,20 @@ def test_remarks_of_intervals_and_warnings_reach_the_notes(make_row):
 def test_nothing_yields_nothing(make_row):
     assert summarize([]) == []
     assert summarize([make_row()], metric='auroc') == []
+
+
+def test_the_main_metric_is_the_default(make_row):
+    rows = [make_row(metric=metric) for metric in ('auroc', 'accuracy', 'robust_accuracy', 'macro_f1')]
+    assert main_first(rows) == ['robust_accuracy', 'accuracy', 'auroc', 'macro_f1']
+    assert summarize(rows)[0].metric == 'robust_accuracy'
+    assert summarize(rows[:1])[0].metric == 'auroc'
+
+
+def test_metrics_agree_only_where_all_values_do(make_rows):
+    rows = [*make_rows(metric='accuracy'), *make_rows(metric='robust_accuracy')]
+    assert agree(rows, 'robust_accuracy', 'accuracy')
+    assert not agree(rows, 'accuracy', 'auroc')
+    assert not agree([*rows[:-1], dataclasses.replace(rows[-1], value=0.0)], 'accuracy', 'robust_accuracy')
 
 
 def test_eps_is_spoken_of_in_gray_levels():

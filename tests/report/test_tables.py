@@ -101,6 +101,13 @@ def test_clean_table_holds_every_metric(make_row):
     assert 'bootstrap' in table.caption
 
 
+def test_on_clean_images_robust_accuracy_is_shown_only_where_it_differs(make_row):
+    both = [make_row(0.9), make_row(0.9, metric='robust_accuracy')]
+    assert clean_table(both).columns == ['data', 'defense', 'accuracy, %']
+    tolerant = [make_row(0.9), make_row(0.95, metric='robust_accuracy')]
+    assert clean_table(tolerant).columns == ['data', 'defense', 'robust accuracy, %', 'accuracy, %']
+
+
 def test_an_undefined_metric_gets_its_reason(make_row):
     row = make_row(math.nan, metric='auroc', interval='undefined (labels hold one class only, 1)')
     table = clean_table([row])
