@@ -64,7 +64,9 @@ def read_npz(path: str | os.PathLike[str], names: Sequence[str] | None = None) -
     if not path.is_file():
         raise FileNotFoundError(f'no file {path}')
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: np.load leaves the file open when it is damaged.
+        with open(path, 'rb') as stream:
+            archive = np.load(stream, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError(f'{path} holds a single array, not named ones; save it with np.savez')
             missing = [name for name in names or () if name not in archive.files]

@@ -99,6 +99,8 @@ def train_batches(source: Source, *, batch_size: int, seed: int, start_step: int
 
     Batch k depends on (seed, k) only: resuming at step k is `start_step=k`.
     """
+    if start_step < 0:
+        raise ValueError(f'start_step = {start_step} must not be negative')
     batches = TrainBatches(source, batch_size=batch_size, seed=seed, class_balanced=class_balanced,
                            process_index=process_index, process_count=process_count)
     return iter(grain.MapDataset.source(batches)[start_step:].to_iter_dataset(READ_AHEAD))

@@ -125,8 +125,8 @@ def _geometry(draws: _Draws, pixels: int) -> _Canvas:
     grid = (np.arange(pixels) + .5) / pixels
     x = 2 * grid[None, :] - 1
     fovea = draws(-.35, .35)
-    base = (draws(.62, .74) + draws(-.07, .07) * x + draws(-.07, .03) * x**2
-            + draws(0, .012) * np.sin(draws(3, 8) * x + draws(0, 6.3)))
+    base = (draws(.64, .72) + draws(-.05, .05) * x + draws(-.06, .03) * x**2
+            + draws(0, .01) * np.sin(draws(3, 8) * x + draws(0, 6.3)))
     pit = draws(.05, .45) * np.exp(-((x - fovea) / draws(.18, .34))**2)
     thickness = draws(.34, .44) * (1 + draws(-.12, .12) * x) * (1 - pit)
     return _Canvas(x[:, None], grid[None, :, None], fovea, base, thickness)
@@ -145,8 +145,8 @@ class _Lesion(NamedTuple):
 def _lesions(draws: _Draws, canvas: _Canvas, labels: np.ndarray) -> _Lesion:
     """The lesions of each image's class; every image uses the same draws in the same order."""
     severity = draws(0, 1)
-    # One lesion in ten is incipient, at the limit of what can be seen: these cost accuracy.
-    severity = np.where(draws(0, 1) < .1, draws(-1.1, -.3), severity)
+    # One lesion in twelve is incipient, at the limit of what can be seen: these cost accuracy.
+    severity = np.where(draws(0, 1) < .08, draws(-1.5, -.5), severity)
     is_dme, is_drusen, is_cnv = ((labels == kind)[:, None].astype(float) for kind in (1, 2, 3))
     domes = _domes(draws, canvas, severity) * is_drusen
     mound, texture = _mound(draws, canvas, severity)
@@ -165,8 +165,8 @@ def _domes(draws: _Draws, canvas: _Canvas, severity: np.ndarray) -> np.ndarray:
     number = 1 + np.floor(4.99 * np.maximum(severity, 0)**.5 * draws(.5, 1))
     total = np.zeros_like(canvas.base)
     for rank in range(5):
-        height = (.09 + .05 * severity) * draws(.8, 1.1)
-        bump = height * np.exp(-((x - draws(-.85, .85)) / draws(.08, .15))**2)
+        height = (.11 + .05 * severity) * draws(.8, 1.1)
+        bump = height * np.exp(-((x - draws(-.85, .85)) / draws(.09, .16))**2)
         total = np.maximum(total, bump * (rank < number))
     return total
 
