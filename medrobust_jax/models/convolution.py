@@ -74,16 +74,11 @@ def conv_general_dilated(
     Returns:
       `[B, H_out, W_out, C_out]`.
     """
-    depthwise = feature_group_count == lhs.shape[-1] and rhs.shape[2] == 1 and rhs.shape[3] == lhs.shape[-1]
-    covered = (
-        lhs.ndim == 4
-        and set(lhs_dilation or (1,)) == {1}
-        and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == _NHWC
-        and (feature_group_count == 1 or depthwise)
-        and precision is None
-        and not options
-    )
-    if not (covered and loop_safe()):
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    covered = lhs.ndim == 4 and set(lhs_dilation or (1,)) == {1} and precision is None and not options
+    if covered and feature_group_count > 1:
+        covered = feature_group_count == lhs.shape[-1] == rhs.shape[-1]
+    if not (covered and numbers == _NHWC and loop_safe()):
         return lax.conv_general_dilated(
             lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
             feature_group_count, precision=precision, **options,

@@ -5,7 +5,7 @@ Contents: `MODELS`, `create_model`, `options_of`.
 Example:
 
     module = create_model('resnet18', 9, stem='strided', norm='group')
-    create_model('resnet81', 9)  # ValueError: ... did you mean 'resnet18'?
+    create_model('densnet121', 9)  # ValueError: unknown model 'densnet121'; did you mean 'densenet121'?
 """
 import dataclasses
 from collections.abc import Callable

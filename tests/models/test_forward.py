@@ -8,6 +8,7 @@ from medrobust_jax.models.forward import apply_model, eval_forward, features, in
 from medrobust_jax.models.resnet import ResNet
 
 MODULE = ResNet(num_outputs=4, stage_sizes=(1, 1), width=8)
+MODES = ('train', 'batch_stats', 'eval')
 IMAGES = jax.random.uniform(jax.random.key(1), (6, 8, 8, 2))
 
 
@@ -22,7 +23,7 @@ def same(first, second) -> bool:
 
 def test_only_train_updates_the_state(variables):
     forward = jax.jit(apply_model(MODULE), static_argnames='batch_norm')
-    states = {mode: forward(*variables, IMAGES, batch_norm=mode)[1] for mode in ('train', 'batch_stats', 'eval')}
+    states = {mode: forward(*variables, IMAGES, batch_norm=mode)[1] for mode in MODES}
     assert same(states['eval'], variables[1])
     assert same(states['batch_stats'], variables[1])
     assert not same(states['train'], variables[1])
@@ -31,7 +32,7 @@ def test_only_train_updates_the_state(variables):
 
 def test_train_and_batch_stats_compute_the_same_outputs_and_eval_others(variables):
     forward = jax.jit(apply_model(MODULE), static_argnames='batch_norm')
-    outputs = {mode: forward(*variables, IMAGES, batch_norm=mode)[0] for mode in ('train', 'batch_stats', 'eval')}
+    outputs = {mode: forward(*variables, IMAGES, batch_norm=mode)[0] for mode in MODES}
     np.testing.assert_array_equal(outputs['train'], outputs['batch_stats'])
     assert float(jnp.abs(outputs['eval'] - outputs['batch_stats']).max()) > 0.1
 
@@ -61,15 +62,15 @@ def test_eval_treats_every_example_by_itself(variables):
     together = forward(IMAGES, keys)
     alone = forward(IMAGES[2:3], keys[2:3])
     np.testing.assert_allclose(together[2:3], alone, rtol=1e-5, atol=1e-6)
-    coupled = [apply_model(MODULE)(*variables, part, batch_norm='batch_stats')[0] for part in (IMAGES, IMAGES[2:4])]
-    assert float(jnp.abs(coupled[0][2:4] - coupled[1]).max()) > 1e-2
+    whole, part = (apply_model(MODULE)(*variables, x, batch_norm='batch_stats')[0] for x in (IMAGES, IMAGES[2:4]))
+    assert float(jnp.abs(whole[2:4] - part).max()) > 1e-2
 
 
 def test_group_norm_has_no_state_and_one_answer_in_every_mode():
     module = ResNet(num_outputs=4, stage_sizes=(1,), width=8, norm='group')
     params, state = init_variables(module, jax.random.key(0), (8, 8, 2))
     assert not jax.tree.leaves(state)
-    outputs = [apply_model(module)(params, state, IMAGES, batch_norm=mode) for mode in ('train', 'batch_stats', 'eval')]
+    outputs = [apply_model(module)(params, state, IMAGES, batch_norm=mode) for mode in MODES]
     for logits, unchanged in outputs:
         assert unchanged == state
         np.testing.assert_array_equal(logits, outputs[0][0])
