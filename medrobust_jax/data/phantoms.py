@@ -145,8 +145,8 @@ class _Lesion(NamedTuple):
 def _lesions(draws: _Draws, canvas: _Canvas, labels: np.ndarray) -> _Lesion:
     """The lesions of each image's class; every image uses the same draws in the same order."""
     severity = draws(0, 1)
-    # One lesion in twelve is incipient, at the limit of what can be seen: these cost accuracy.
-    severity = np.where(draws(0, 1) < .08, draws(-1.5, -.5), severity)
+    # One lesion in sixteen is incipient, at the limit of what can be seen: these cost accuracy.
+    severity = np.where(draws(0, 1) < .06, draws(-1.5, -.5), severity)
     is_dme, is_drusen, is_cnv = ((labels == kind)[:, None].astype(float) for kind in (1, 2, 3))
     domes = _domes(draws, canvas, severity) * is_drusen
     mound, texture = _mound(draws, canvas, severity)
