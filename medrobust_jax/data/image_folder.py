@@ -68,8 +68,8 @@ def read_image(path: Path, channels: int) -> np.ndarray:
     """One image `[H, W, channels]`, uint8 or uint16; an error names the file."""
     try:
         with Image.open(path) as image:
-            if getattr(image, 'n_frames', 1) > 1:
-                raise ValueError(f'{path} holds {image.n_frames} frames, not one image')
+            if (frames := getattr(image, 'n_frames', 1)) > 1:
+                raise ValueError(f'{path} holds {frames} frames, not one image')
             deep = image.mode in _DEEP
             pixels = np.asarray(image if deep else image.convert('L' if channels == 1 else 'RGB'))
     except (OSError, SyntaxError) as error:  # SyntaxError: Pillow's word for a broken PNG

@@ -69,11 +69,12 @@ class TrainBatches:
     def __len__(self) -> int:
         return ENDLESS
 
-    def __getitem__(self, step: int) -> NumpyBatch:
+    def __getitem__(self, index: int) -> NumpyBatch:  # the name that grain's protocol asks for
+        step = int(index)
         if self._members is not None:
             rows, real = self._balanced_rows(step), self._batch_size
         else:
-            epoch, position = divmod(int(step), self._steps)
+            epoch, position = divmod(step, self._steps)
             rows = self._order(epoch)[position * self._batch_size:][:self._batch_size]
             real = len(rows)
         return _read(self._source, rows, real, self._batch_size, self._part)
@@ -82,9 +83,10 @@ class TrainBatches:
         return _generator(self._seed, epoch, 0).permutation(len(self._source))
 
     def _balanced_rows(self, step: int) -> np.ndarray:
-        generator = _generator(self._seed, int(step), 1)
+        assert self._members is not None
+        generator = _generator(self._seed, step, 1)
         # Dealt on from where the last step stopped, so that any batch size is balanced in the long run.
-        dealt = (int(step) * self._batch_size + np.arange(self._batch_size)) % len(self._members)
+        dealt = (step * self._batch_size + np.arange(self._batch_size)) % len(self._members)
         rows = np.empty(self._batch_size, dtype=np.int64)
         for label, members in enumerate(self._members):
             chosen = dealt == label

@@ -21,6 +21,9 @@ from typing import Literal
 import nibabel
 import numpy as np
 import pydicom
+from nibabel.filebasedimages import ImageFileError
+from pydicom.errors import InvalidDicomError
+from pydicom.multival import MultiValue
 
 from medrobust_jax.data import listing
 from medrobust_jax.data.image_folder import stack
@@ -136,7 +139,7 @@ def read_volume(path: Path, window: Window | str) -> np.ndarray:
         raise FileNotFoundError(f'no file {path}')
     try:
         values = np.asarray(nibabel.load(path).dataobj, dtype=np.float64)  # type: ignore[attr-defined]
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f'{path} is truncated, damaged or no NIfTI file ({error})') from error
     if values.ndim != 3:
         raise ValueError(f'{path}: a volume of shape {values.shape}; 3-D ones are read')
@@ -162,18 +165,18 @@ def _entries(path: Path, suffixes: tuple[str, ...]) -> list[listing.Entry]:
     return listing.from_folders(path, suffixes) if path.is_dir() else listing.from_table(path)
 
 
-def _dicom(path: Path, **options: bool) -> pydicom.Dataset:
+def _dicom(path: Path, *, header_only: bool = False) -> pydicom.Dataset:
     if not path.is_file():
         raise FileNotFoundError(f'no file {path}')
     try:
-        return pydicom.dcmread(path, **options)
-    except (pydicom.errors.InvalidDicomError, EOFError, OSError) as error:
+        return pydicom.dcmread(path, stop_before_pixels=header_only)
+    except (InvalidDicomError, EOFError, OSError) as error:
         raise ValueError(f'{path} is truncated, damaged or no DICOM file ({error})') from error
 
 
 def _patient(path: Path) -> str:
     # A file without an id is a patient of its own.
-    return str(_dicom(path, stop_before_pixels=True).get('PatientID', '') or path.name)
+    return str(_dicom(path, header_only=True).get('PatientID', '') or path.name)
 
 
 def _dicom_window(dataset: pydicom.Dataset, window: Window | str, slope: float, intercept: float,
@@ -185,7 +188,7 @@ def _dicom_window(dataset: pydicom.Dataset, window: Window | str, slope: float, 
         if None in values:
             raise ValueError(f"{path} states no window; give window=(center, width) or 'full'")
         # Several windows may be listed; the first is the default view.
-        first = [float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value)
+        first = [float(value[0] if isinstance(value, MultiValue) else value)
                  for value in values]
         _check_window((first[0], first[1]))
         return first[0], first[1]

@@ -64,7 +64,8 @@ def _take(arrays: dict[str, np.ndarray], split: str, seed: int,
     missing = [name for name in (f'{prefix}images', f'{prefix}labels') if name not in arrays]
     if missing:
         raise ValueError(f"{file} lacks {' and '.join(missing)}; it holds {', '.join(arrays)}")
-    images, labels, groups = (arrays.get(f'{prefix}{each}') for each in ('images', 'labels', 'groups'))
+    images, labels = (arrays[f'{prefix}{each}'] for each in ('images', 'labels'))
+    groups = arrays.get(f'{prefix}groups')
     images = images[..., None] if images.ndim == 3 else images
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if official or labels.shape != (len(images),):  # a wrong shape is refused by the source

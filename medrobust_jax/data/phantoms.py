@@ -78,8 +78,8 @@ def oct_phantoms(split: str = 'train', *, num_examples: int | None = None, seed:
         raise ValueError(f"oct_phantom has the splits {', '.join(SPLITS)}; not '{split}'")
     stream, default = SPLITS[split]
     num_examples = default if num_examples is None else num_examples
-    if num_examples < len(CLASS_NAMES) or size < 16:
-        raise ValueError(f'oct_phantom needs num_examples >= 4 and size >= 16, '
+    if num_examples < len(CLASS_NAMES) or not isinstance(size, int) or size < 16:
+        raise ValueError(f'oct_phantom needs num_examples >= 4 and one number size >= 16, '
                          f'not {num_examples} and {size}')
     labels = np.arange(num_examples) % len(CLASS_NAMES)
     return ArraySource(render(labels, seed=seed, stream=stream, size=size), labels, name='oct_phantom',

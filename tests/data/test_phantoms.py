@@ -29,7 +29,7 @@ def test_an_image_depends_on_its_own_number_only():
 
 def test_pinned_content():
     # Published numbers refer to these pixels: drawing them differently is a new data set.
-    assert phantoms.oct_phantoms('val', num_examples=8).info.fingerprint[:16] == 'PINNED'
+    assert phantoms.oct_phantoms('val', num_examples=8).info.fingerprint[:16] == '5e6e7577f4b76845'
 
 
 def test_classes_differ_by_more_than_small_perturbations():
@@ -37,8 +37,7 @@ def test_classes_differ_by_more_than_small_perturbations():
     scans = {label: phantoms.render(np.full(64, label), seed=3).astype(float) / 255 for label in range(4)}
     for label in (1, 2, 3):
         strong = (np.abs(scans[label] - scans[0]) > 16 / 255).mean((1, 2, 3))
-        assert np.median(strong) > .02, phantoms.CLASS_NAMES[label]
-        assert strong.min() < .02 < strong.max()  # some lesions are incipient
+        assert np.median(strong) > .05, phantoms.CLASS_NAMES[label]
 
 
 def test_a_linear_model_does_not_solve_them():
@@ -48,7 +47,7 @@ def test_a_linear_model_does_not_solve_them():
     assert .3 < model.score(test.reshape(200, -1), truth) < .9
 
 
-@pytest.mark.parametrize('options', [{'split': 'all'}, {'num_examples': 3}, {'size': 8}])
+@pytest.mark.parametrize('options', [{'split': 'all'}, {'num_examples': 3}, {'size': 8}, {'size': (32, 32)}])
 def test_refusals(options):
     with pytest.raises(ValueError, match='oct_phantom'):
         phantoms.oct_phantoms(**options)

@@ -40,8 +40,13 @@ class Medmnist(tfds.core.GeneratorBasedBuilder):
         MedmnistConfig(name=base if pixels == 28 else f'{base}_{pixels}')
         for base in medmnist.DATASETS for pixels in medmnist.SIZES]
 
+    @property
+    def _name(self) -> str:
+        config: Any = self.builder_config
+        return config.name
+
     def _info(self) -> tfds.core.DatasetInfo:
-        base, pixels = medmnist.parse_name(self.builder_config.name)
+        base, pixels = medmnist.parse_name(self._name)
         dataset = medmnist.DATASETS[base]
         return self.dataset_info_from_configs(
             description=f'MedMNIST v2, {base} at {pixels} pixels. {dataset.note}',
@@ -57,16 +62,15 @@ class Medmnist(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(path, split) for split in SPLITS}
 
     def _locate(self, dl_manager: tfds.download.DownloadManager) -> Path:
-        name = self.builder_config.name
         for directory in (_manual_directory(dl_manager), None):
             try:
-                return medmnist.locate(name, directory)
+                return medmnist.locate(self._name, directory)
             except FileNotFoundError:
                 continue
-        return Path(dl_manager.download(medmnist.URL.format(file=medmnist.file_name(name))))
+        return Path(dl_manager.download(medmnist.URL.format(file=medmnist.file_name(self._name))))
 
     def _generate_examples(self, path: Path, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        images, labels = medmnist.read_split(path, self.builder_config.name, split)
+        images, labels = medmnist.read_split(path, self._name, split)
         for row, (image, label) in enumerate(zip(images, labels, strict=True)):
             # PIL images are encoded without TensorFlow; arrays are not.
             yield row, {'image': Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image),

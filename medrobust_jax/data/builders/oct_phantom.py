@@ -35,7 +35,8 @@ class OctPhantom(tfds.core.GeneratorBasedBuilder):
     BUILDER_CONFIGS = [OctPhantomConfig(name=str(size), size=size) for size in (32, 48, 64)]  # noqa: RUF012
 
     def _info(self) -> tfds.core.DatasetInfo:
-        size = self.builder_config.size
+        config: Any = self.builder_config
+        size = config.size
         return self.dataset_info_from_configs(
             description='Procedurally drawn retinal scans for tests and demonstrations.',
             supervised_keys=('image', 'label'),
@@ -48,7 +49,7 @@ class OctPhantom(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in phantoms.SPLITS}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        config = self.builder_config
+        config: Any = self.builder_config
         stream, default = phantoms.SPLITS[split]
         labels = np.arange(config.num_examples or default) % len(phantoms.CLASS_NAMES)
         images = phantoms.render(labels, seed=config.seed, stream=stream, size=config.size)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import constants
 
 from medrobust_jax.core import checks
 from medrobust_jax.data import files
@@ -49,15 +50,16 @@ class TfdsSource:
                  image_key: str = 'image', label_key: str = 'label', group_key: str | None = None,
                  max_value: int | None = None) -> None:
         split = _tfds_split(builder, split)
-        features = builder.info.features
+        features: Any = builder.info.features
         for key in (image_key, label_key, *([group_key] if group_key else [])):
             if key not in features:
                 checks.did_you_mean(key, features, f'feature of {builder.info.full_name}:')
         self._keys = image_key, label_key, group_key
         self._size, self._max_value = size, max_value
         self._what = f'{builder.info.full_name}/{split}'
-        label, shape = features[label_key], features[image_key].shape
-        if not isinstance(label, tfds.features.ClassLabel):
+        label: Any = features[label_key]
+        shape = features[image_key].shape
+        if not isinstance(features[label_key], tfds.features.ClassLabel):
             raise ValueError(f"{self._what}: feature '{label_key}' is a {type(label).__name__}, not a class")
         if size is None and None in shape[:2]:
             raise ValueError(f'{self._what}: images have several sizes; give size=')
@@ -68,7 +70,8 @@ class TfdsSource:
         range_map = scales.get(raw.name, f'{raw.name} as they are')
         if raw == np.uint16 and max_value is None:
             raise ValueError(f'{self._what}: 16-bit images need max_value=, the raw value that becomes 1')
-        self._data: Any = builder.as_data_source(split=split)
+        reader: Any = builder  # its signature is hidden by a decorator
+        self._data = reader.as_data_source(split=split)
         if len(self._data) == 0:
             raise ValueError(f'{self._what}: the split is empty')
         range_map += '' if size is None else describe(shape, size) or f', resized to {size}'
@@ -117,7 +120,7 @@ def open_tfds(name: str, split: str = 'train', *, data_dir: str | os.PathLike[st
     """
     directory = files.data_directory(data_dir)
     roots = [directory / FOLDER, directory] if directory else []
-    roots.append(Path(tfds.core.constants.DATA_DIR).expanduser())
+    roots.append(Path(constants.DATA_DIR).expanduser())
     try:
         builders = [tfds.builder(name, data_dir=root) for root in roots]
     except tfds.core.DatasetNotFoundError as error:
