@@ -15,7 +15,7 @@ from experiments import build
 from medrobust_jax.attacks.registry import create_attack
 from medrobust_jax.data import loader
 from medrobust_jax.evaluate.programs import make_layout
-from medrobust_jax.evaluate.suite import Threat, attack_grid, clean_point
+from medrobust_jax.evaluate.suite import Examples, GridPoint, Threat, attack_grid, clean_point
 from medrobust_jax.models.forward import apply_model, init_variables
 from medrobust_jax.parallel.mesh import data_mesh
 from medrobust_jax.train.loop import FitResult, fit
@@ -71,7 +71,14 @@ def _train_batches(source: Any, config: ConfigDict, start_step: int) -> Any:
 
 
 def validator(config: ConfigDict, module: Any, examples: Any, *, num_classes: int, mesh: Any) -> Any:
-    """`(params, model_state) -> {accuracy, robust_accuracy}` on validation data, by PGD from a random start."""
+    """What decides which checkpoint is best: quality on validation data, clean and under PGD from a random start.
+
+    Returns:
+      `(params, model_state) -> {accuracy, balanced_accuracy, robust_accuracy,
+      robust_balanced_accuracy}`, the latter two at `config.validation.eps`. Where classes are
+      unequal, accuracy favors a model that names the largest class whatever it sees; balanced
+      accuracy does not.
+    """
     task = build.build_task(config, num_classes)
     layout = make_layout(mesh, width=config.eval.block_width, chunk=config.eval.chunk)
     model = apply_model(module)
@@ -82,10 +89,16 @@ def validator(config: ConfigDict, module: Any, examples: Any, *, num_classes: in
         return model(*variables, images, batch_norm='eval')[0]
 
     def evaluate(params: Any, model_state: Any) -> dict[str, float]:
-        clean = clean_point(forward, (params, model_state), task, examples, layout=layout, seed=config.seed)
-        (point,) = attack_grid(forward, (params, model_state), task, threat, examples, (config.validation.eps,),
-                               layout=layout, seed=config.seed, clean=clean)
-        return {'accuracy': float(np.mean(clean.result.acceptable)),
-                'robust_accuracy': float(np.mean(point.result.acceptable))}
+        variables = (params, model_state)
+        clean = clean_point(forward, variables, task, examples, layout=layout, seed=config.seed)
+        (attacked,) = attack_grid(forward, variables, task, threat, examples, (config.validation.eps,),
+                                  layout=layout, seed=config.seed, clean=clean)
+        return {**_accuracies('', clean, examples), **_accuracies('robust_', attacked, examples)}
 
     return evaluate
+
+
+def _accuracies(prefix: str, point: GridPoint, examples: Examples) -> dict[str, float]:
+    right = point.result.acceptable
+    per_class = [right[examples.targets == label].mean() for label in np.unique(examples.targets)]
+    return {f'{prefix}accuracy': float(right.mean()), f'{prefix}balanced_accuracy': float(np.mean(per_class))}

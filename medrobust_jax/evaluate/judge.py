@@ -184,10 +184,10 @@ class _Writer:
         depth = max((len(rows) for rows in by_class), default=0)
         ordered = [rows[i] for i in range(depth) for rows in by_class if i < len(rows)]
         rows = np.asarray(ordered[:count], dtype=int)
-        predict, arrays = self.subject.task.predict, {'index': self.examples.index[rows], 'label': labels[rows],
-                                                      'clean': self.examples.images[rows],
-                                                      'clean_outputs': np.asarray(clean.outputs)[rows],
-                                                      'clean_prediction': np.asarray(predict(clean.outputs))[rows]}
+        predict = self.subject.task.predict
+        arrays = {'index': self.examples.index[rows], 'label': labels[rows], 'clean': self.examples.images[rows],
+                  'clean_outputs': np.asarray(clean.outputs)[rows],
+                  'clean_prediction': np.asarray(predict(clean.outputs))[rows]}
         for name, points in grids.items():
             arrays[f'{name}/eps'] = np.asarray([p.eps for p in points])
             arrays[f'{name}/images'] = np.stack([p.result.images[rows] for p in points])
