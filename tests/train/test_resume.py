@@ -1,4 +1,5 @@
 """A run killed at any moment and started again ends in the same bits."""
+import os
 import signal
 import subprocess
 import sys
@@ -12,25 +13,32 @@ import pytest
 from medrobust_jax.train.checkpoint import load_for_evaluation
 from medrobust_jax.train.writer import read_rows
 
+# The compiled program is kept between the runs: bits must not depend on who compiled it, and it is faster.
+CACHE = {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
 PROGRAM = [sys.executable, str(Path(__file__).with_name('small_run.py'))]
 STEPS = 24
 
 
+def environment(workdir):
+    return os.environ | CACHE | {'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'cache')}
+
+
 def kill_at(step, number, workdir):
     """Starts the program, sends the signal once a row of `step` is written, returns (status, stderr)."""
-    process = subprocess.Popen([*PROGRAM, str(workdir), '--pace', '0.05'], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    process = subprocess.Popen([*PROGRAM, str(workdir), '--pace', '0.05'], stderr=subprocess.PIPE, text=True,
+                               env=environment(workdir))
+    deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         if any(row['step'] >= step for row in read_rows(workdir / 'metrics.jsonl')):
             process.send_signal(number)
             break
         time.sleep(0.005)
-    _, text = process.communicate(timeout=120)
+    _, text = process.communicate(timeout=300)
     return process.returncode, text
 
 
 def finish(workdir):
-    subprocess.run([*PROGRAM, str(workdir)], check=True, timeout=120)
+    subprocess.run([*PROGRAM, str(workdir)], check=True, timeout=300, env=environment(workdir))
 
 
 @pytest.mark.slow
