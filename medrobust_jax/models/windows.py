@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 Array = jax.Array
 Pair = tuple[int, int]
@@ -106,7 +107,9 @@ def taps(
     images: Array, size: tuple[int, ...], window: Window, fill: float
 ) -> Iterator[tuple[int, int, Array]]:
     """Yields (i, j, what tap (i, j) of every window reads `[B, H_out, W_out, C]`)."""
-    padded = jnp.pad(images, ((0, 0), *window.padding, (0, 0)), constant_values=fill)
+    # `lax.pad`, because a gradient's window may have negative padding: it cuts.
+    pads = ((0, 0, 0), *((low, high, 0) for low, high in window.padding), (0, 0, 0))
+    padded = lax.pad(images, jnp.asarray(fill, images.dtype), pads)
     spans = []
     for axis in (0, 1):
         reach = extent(size[axis], window.dilation[axis])

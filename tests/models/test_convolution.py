@@ -27,6 +27,10 @@ CASES = [
     (5, 2, 1, 2, 9, 8, 5, False),
     (7, 2, 1, 3, 12, 11, 3, False),
     (7, 2, 1, 3, 12, 12, 6, False),
+    (3, 1, 1, 1, 2, 2, 5, False),
+    (3, 2, 1, 1, 1, 3, 5, False),
+    (3, 2, 1, 1, 2, 1, 5, False),
+    (7, 2, 1, 3, 4, 3, 6, False),
     (3, 1, 1, 1, 6, 7, 4, True),
     (3, 2, 1, 1, 7, 6, 4, True),
     (5, 3, 2, 4, 9, 10, 4, True),
@@ -72,7 +76,7 @@ def test_equals_stock_in_float32(case):
     assert_close(ours, value_and_gradients(applied(lax.conv_general_dilated, case), *inputs), 2e-6)
 
 
-@pytest.mark.parametrize('case', [CASES[i] for i in (3, 5, 10, 13, 16)], ids=str)
+@pytest.mark.parametrize('case', [CASES[i] for i in (3, 5, 10, 13, 20)], ids=str)
 def test_equals_stock_in_float64(case):
     with jax.enable_x64(True):
         inputs = arrays(case, np.float64)
