@@ -90,7 +90,7 @@ def base_config(defense: str = 'natural') -> ConfigDict:
     config.eval.attacks = ConfigDict()  # name -> {attack, num_restarts, options}
     config.eval.attacks.fgsm = threat('fgsm')
     config.eval.attacks.pgd20 = threat('pgd', num_steps=20)
-    config.eval.attacks.pgd100 = threat('pgd', num_restarts=3, num_steps=100)
+    config.eval.attacks.pgd100 = threat('pgd', num_restarts=2, num_steps=100)
     config.eval.attacks.smia100 = threat('smia', num_restarts=1, num_steps=100)
     return config
 

@@ -16,5 +16,6 @@ def get_config(defense: str = 'natural') -> ConfigDict:
     config = for_cpu(base_config(defense))
     config.data.name = 'pneumoniamnist'
     config.data.augment = (('shift', {'max_pixels': 2}), ('flip_horizontal', {}))
-    config.train.epochs = 15.0
+    config.train.epochs = 12.0
+    config.defense.warmup_epochs = 2.0
     return config

@@ -16,5 +16,6 @@ def get_config(defense: str = 'natural') -> ConfigDict:
     config = for_cpu(base_config(defense))
     config.data.name = 'retinamnist'
     config.data.augment = (('shift', {'max_pixels': 2}), ('flip_horizontal', {}), ('flip_vertical', {}))
-    config.train.epochs = 40.0
+    config.train.epochs = 30.0
+    config.defense.warmup_epochs = 4.0
     return config

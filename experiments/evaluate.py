@@ -92,3 +92,13 @@ class Bars:
             disable = None if self.shown is None else not self.shown
             self._bar = tqdm(desc=f'{name:>12}', unit=' images', disable=disable, leave=False)
         self._bar.update(count)
+
+
+if __name__ == '__main__':
+    from absl import flags
+
+    from experiments import main
+    from experiments.report import text_tables
+
+    main.launch(lambda config, workdir: print(text_tables(
+        evaluate(config, workdir, data_dir=flags.FLAGS.data_dir))))

@@ -101,3 +101,25 @@ def write_report(workdirs: Sequence[str | Path], out: str | Path, *, title: str,
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding='utf-8')
     return rows
+
+
+if __name__ == '__main__':
+    from absl import app, flags
+
+    from experiments import main
+
+    flags.DEFINE_multi_string('workdir', None, 'An evaluated run; give the flag once for each.')
+    flags.DEFINE_string('out', 'report.html', 'The page to write.')
+    flags.DEFINE_string('title', 'Adversarial robustness', "The page's title.")
+    flags.mark_flag_as_required('workdir')
+    main.define_debug_flag()
+
+    def report(argv: list[str]) -> None:
+        """Prints the tables and writes the page."""
+        chosen = flags.FLAGS
+        command = ' '.join(['python -m experiments.report', *(f'--workdir={each}' for each in chosen.workdir),
+                            f'--out={chosen.out}'])
+        main.guarded(lambda: print(text_tables(write_report(chosen.workdir, chosen.out, title=chosen.title,
+                                                            commands=[command]))))
+
+    app.run(report)

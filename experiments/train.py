@@ -102,3 +102,11 @@ def _accuracies(prefix: str, point: GridPoint, examples: Examples) -> dict[str, 
     right = point.result.acceptable
     per_class = [right[examples.targets == label].mean() for label in np.unique(examples.targets)]
     return {f'{prefix}accuracy': float(right.mean()), f'{prefix}balanced_accuracy': float(np.mean(per_class))}
+
+
+if __name__ == '__main__':
+    from absl import flags
+
+    from experiments import main
+
+    main.launch(lambda config, workdir: train_and_evaluate(config, workdir, data_dir=flags.FLAGS.data_dir))
