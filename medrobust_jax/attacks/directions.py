@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from medrobust_jax.core.balls import ascent_direction
+from medrobust_jax.core.balls import Room, ascent_direction
 from medrobust_jax.core.filters import smooth
 from medrobust_jax.core.masking import per_example
 from medrobust_jax.core.types import Array, PyTree
@@ -26,18 +26,18 @@ class Direction(NamedTuple):
 
     Attributes:
       init: `images [B, ...] -> inner`, the rule's own arrays, with leading axis B.
-      update: `(gradient [B, ...], inner, step [B]) -> (direction [B, ...], inner)`; `step` counts
-        looks from 1.
+      update: `(gradient [B, ...], inner, step [B], room) -> (direction [B, ...], inner)`; `step`
+        counts looks from 1, `room` tells how far pixels may move.
     """
 
     init: Callable[[Array], PyTree]
-    update: Callable[[Array, PyTree, Array], tuple[Array, PyTree]]
+    update: Callable[[Array, PyTree, Array, Room], tuple[Array, PyTree]]
 
 
 def steepest(*, norm: str = 'linf') -> Direction:
     """The steepest ascent of the norm: the sign, or the normalized gradient (`ascent_direction`)."""
     return Direction(lambda images: (),
-                     lambda gradient, inner, step: (ascent_direction(gradient, norm=norm), inner))
+                     lambda gradient, inner, step, room: (ascent_direction(gradient, norm=norm, room=room), inner))
 
 
 def momentum(*, norm: str = 'linf', decay: float = 1.0) -> Direction:
@@ -50,10 +50,10 @@ def momentum(*, norm: str = 'linf', decay: float = 1.0) -> Direction:
       norm: which ball is climbed in.
       decay: mu >= 0; the paper's is 1.
     """
-    def update(gradient: Array, inner: Array, step: Array) -> tuple[Array, Array]:
+    def update(gradient: Array, inner: Array, step: Array, room: Room) -> tuple[Array, Array]:
         size = jnp.abs(gradient.reshape(gradient.shape[0], -1)).mean(axis=1)
         accumulated = decay * inner + gradient / per_example(jnp.where(size > 0, size, 1), gradient)
-        return ascent_direction(accumulated, norm=norm), accumulated
+        return ascent_direction(accumulated, norm=norm, room=room), accumulated
 
     return Direction(jnp.zeros_like, update)
 
@@ -65,12 +65,13 @@ def adam(*, norm: str = 'linf', b1: float = 0.9, b2: float = 0.999, floor: float
     `m / (sqrt(v) + floor)` (Kingma and Ba, ICLR 2015). `floor` is far below Adam's usual 1e-8
     because input gradients are tiny.
     """
-    def update(gradient: Array, inner: tuple[Array, Array], step: Array) -> tuple[Array, tuple[Array, Array]]:
+    def update(gradient: Array, inner: tuple[Array, Array], step: Array,
+               room: Room) -> tuple[Array, tuple[Array, Array]]:
         first = b1 * inner[0] + (1 - b1) * gradient
         second = b2 * inner[1] + (1 - b2) * gradient**2
         count = per_example(step.astype(gradient.dtype), gradient)
         scaled = first / (1 - b1**count) / (jnp.sqrt(second / (1 - b2**count)) + floor)
-        return scaled if norm == 'linf' else ascent_direction(scaled, norm=norm), (first, second)
+        return scaled if norm == 'linf' else ascent_direction(scaled, norm=norm, room=room), (first, second)
 
     return Direction(lambda images: (jnp.zeros_like(images), jnp.zeros_like(images)), update)
 
@@ -80,5 +81,5 @@ def smoothed(direction: Direction, weights: tuple[float, ...]) -> Direction:
 
     References: Dong et al., Evading Defenses by Translation-Invariant Attacks, CVPR 2019, eq. (8).
     """
-    return Direction(direction.init,
-                     lambda gradient, inner, step: direction.update(smooth(gradient, weights), inner, step))
+    return Direction(direction.init, lambda gradient, inner, step, room: direction.update(
+        smooth(gradient, weights), inner, step, room))

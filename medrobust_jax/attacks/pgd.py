@@ -4,7 +4,7 @@ r"""Projected gradient ascent and its relatives.
     x_{t+1} = clip_{[0,1]}(x + P_eps(x_t + step * d_t - x)),     d_t = direction(grad_x loss(f(x_t), y))
 
 Contents: `pgd` (the general form), `fgsm`, `ifgsm`, `mi_fgsm`, `di_fgsm`, `ti_fgsm`; for other
-attacks `check_options`, `start_noise`, `free_gradient`, `climb`.
+attacks `check_options`, `start_noise`, `climb`.
 
 Example:
 
@@ -81,24 +81,11 @@ def pgd(*, num_steps: int = 20, norm: str = 'linf', relative_step_size: float | 
     def step(victim: Victim, images: Array, targets: Targets, state: AttackState) -> AttackState:
         outputs, loss, gradient = looks.loss_and_gradient(victim, state, targets)
         state = looks.record(state, loss, victim.acceptable(outputs, targets))
-        gradient = free_gradient(gradient, state.images, norm=norm)
-        move, inner = rule.update(gradient, state.inner, state.step)
+        room = balls.room_of(state.images, ratio * state.knobs['eps'])
+        move, inner = rule.update(gradient, state.inner, state.step, room)
         return looks.move_to(state, climb(images, state, move, ratio=ratio, norm=norm), inner)
 
     return Attack(init, step, num_steps)
-
-
-def free_gradient(gradient: Array, images: Array, *, norm: str) -> Array:
-    """For 'l1', zero at pixels that the box keeps from moving uphill; else the gradient as it is.
-
-    A sparse step would otherwise be spent on the same few saturated pixels again and again (Tramer
-    and Boneh, Adversarial Training and Robustness for Multiple Perturbations, NeurIPS 2019, in
-    their code).
-    """
-    if norm != 'l1':
-        return gradient
-    blocked = jnp.where(gradient > 0, images >= 1, images <= 0)
-    return jnp.where(blocked, 0, gradient)
 
 
 def climb(images: Array, state: AttackState, direction: Array, *, ratio: float, norm: str) -> Array:

@@ -1,6 +1,6 @@
 """Running an attack over a batch, in lock-step.
 
-Contents: `advance` (all moves, the state), `run` (with the last look: what was found), `perturb`
+Contents: `begin`, `advance` (all moves, the state), `run` (with the last look: what was found), `perturb`
 (the last iterate, for training), `run_on_host` (a Python loop around one compiled step).
 All but the last are pure and work under jit, vmap, pmap and shard_map.
 
@@ -20,8 +20,9 @@ from medrobust_jax.core.loops import repeat
 from medrobust_jax.core.types import Array, Attack, AttackResult, AttackState, Knobs, Outputs, Targets, Victim
 
 
-def _begin(attack: Attack, victim: Victim, keys: Array, images: Array, targets: Targets, eps: float | Array,
-           knobs: Knobs | None, clean_outputs: Outputs | None) -> AttackState:
+def begin(attack: Attack, victim: Victim, keys: Array, images: Array, targets: Targets, *,
+          eps: float | Array, knobs: Knobs | None = None, clean_outputs: Outputs | None = None) -> AttackState:
+    """The state before the first look; `victim` has been through `attack.adapt`. Arguments as `advance`."""
     batch = images.shape[0]
     if keys.shape[0] != batch:
         raise ValueError(f'{keys.shape[0]} keys for {batch} images: one key per example, see rng.example_keys')
@@ -51,7 +52,7 @@ def advance(attack: Attack, victim: Victim, keys: Array, images: Array, targets:
       The state after the last move, whose current iterates have not been looked at.
     """
     victim = attack.adapt(victim)
-    state = _begin(attack, victim, keys, images, targets, eps, knobs, clean_outputs)
+    state = begin(attack, victim, keys, images, targets, eps=eps, knobs=knobs, clean_outputs=clean_outputs)
     return repeat(lambda s: attack.step(victim, images, targets, s), state, attack.num_steps,
                   finished=lambda s: jnp.all(s.done), unroll=unroll)
 
@@ -93,7 +94,7 @@ def run_on_host(attack: Attack, victim: Victim, keys: Array, images: Array, targ
     For models whose gradients are slow inside compiled loops, such as stock convolutions on CPU.
     Pass the same attack and victim again, not equal ones made anew, to compile once.
     """
-    state = _begin(attack, attack.adapt(victim), keys, images, targets, eps, knobs, clean_outputs)
+    state = begin(attack, attack.adapt(victim), keys, images, targets, eps, knobs, clean_outputs)
     step, look = _compiled(attack, victim)
     for _ in range(attack.num_steps):
         if bool(jnp.all(state.done)):

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from medrobust_jax.attacks import looks
-from medrobust_jax.attacks.pgd import check_options, climb, free_gradient, start_noise
+from medrobust_jax.attacks.pgd import check_options, climb, start_noise
 from medrobust_jax.core import balls
 from medrobust_jax.core.checks import did_you_mean
 from medrobust_jax.core.filters import gaussian_weights, smooth
@@ -87,7 +87,8 @@ def smia(*, num_steps: int = 20, norm: str = 'linf', relative_step_size: float |
             return deviation_weight * loss - weight * distance(state.inner, outputs)
 
         outputs, loss, gradient = looks.loss_and_gradient(victim, state, targets, objective)
-        direction = balls.ascent_direction(free_gradient(gradient, state.images, norm=norm), norm=norm)
+        room = balls.room_of(state.images, ratio * state.knobs['eps'])
+        direction = balls.ascent_direction(gradient, norm=norm, room=room)
         reach = per_example(stabilization_radius * state.knobs['eps'], images)
         smoothed = state.images + reach * smooth(direction, weights, dilation=dilation)
         reference = jax.lax.stop_gradient(victim.forward(smoothed, looks.pass_keys(state)))

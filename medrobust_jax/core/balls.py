@@ -1,6 +1,6 @@
 r"""Norm balls and the pixel box: where a perturbation may live and which way is up.
 
-Contents: `norm_of`, `project`, `ascent_direction`, `random_start`, `to_box`, `NORMS`.
+Contents: `norm_of`, `project`, `ascent_direction`, `room_of`, `random_start`, `to_box`, `NORMS`.
 Every function works per example: `delta` and `gradient` are `[B, *spatial, C]`, `eps` is `[B]`, in
 units of [0, 1] pixels. `norm` is 'linf', 'l2' or 'l1'.
 
@@ -10,6 +10,8 @@ Example:
     delta = project(delta + step * ascent_direction(gradient, norm='l2'), eps, norm='l2')
     adversarial = to_box(images + delta)
 """
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -67,16 +69,31 @@ def _project_l1(delta: Array, eps: Array) -> Array:
     return jnp.where(size.sum() <= eps, delta, shrunk)
 
 
-def ascent_direction(gradient: Array, *, norm: str, l1_fraction: float = 0.01) -> Array:
+class Room(NamedTuple):
+    """How far each pixel may move before it meets the box, in step lengths; `[B, *spatial, C]` each."""
+
+    down: Array
+    up: Array
+
+
+def room_of(images: Array, length: Array) -> Room:
+    """The room around `images` `[B, *spatial, C]` for steps of `length` `[B]`."""
+    size = per_example(jnp.where(length > 0, length, 1), images)
+    return Room(images / size, (1 - images) / size)
+
+
+def ascent_direction(gradient: Array, *, norm: str, room: Room | None = None, l1_fraction: float = 0.01) -> Array:
     """The direction in which a step of unit length climbs most.
 
     linf: `sign(g)`. l2: `g / ||g||_2`, zero where g is zero. l1: the sign on the `l1_fraction` of
     entries that are largest in size, divided by their number, so that the step has L1 norm 1
-    (sparse steps: Tramer and Boneh, NeurIPS 2019).
+    (sparse steps: Tramer and Boneh, NeurIPS 2019); what an entry has no room for goes to the next
+    largest, or the step would be spent on the same saturated pixels again and again.
 
     Args:
       gradient: `[B, ...]`.
       norm: which ball is climbed in.
+      room: how far entries may move, used by 'l1' alone; default without bounds.
       l1_fraction: in (0, 1], used by 'l1' alone.
     """
     _check(norm)
@@ -85,12 +102,19 @@ def ascent_direction(gradient: Array, *, norm: str, l1_fraction: float = 0.01) -
     if norm == 'l2':
         size = per_example(norm_of(gradient, norm='l2'), gradient)
         return jnp.where(size > 0, gradient / jnp.where(size > 0, size, 1), 0)
-    flat = jnp.abs(gradient.reshape(gradient.shape[0], -1))
-    count = max(1, round(l1_fraction * flat.shape[1]))
-    threshold = jax.lax.top_k(flat, count)[0][:, -1:]
-    chosen = (flat >= threshold) & (flat > 0)
-    step = jnp.where(chosen, jnp.sign(gradient.reshape(flat.shape)), 0)
-    return (step / jnp.maximum(chosen.sum(axis=1, keepdims=True), 1)).reshape(gradient.shape)
+    share = 1 / max(1, round(l1_fraction * gradient[0].size))
+    most = jnp.full_like(gradient, share)
+    if room is not None:
+        most = jnp.minimum(most, jnp.where(gradient > 0, room.up, room.down))
+    return jnp.sign(gradient) * jax.vmap(_fill)(jnp.abs(gradient), most)
+
+
+def _fill(priority: Array, most: Array) -> Array:
+    """Shares a mass of 1 among entries by falling `priority`, at most `most` each."""
+    order = jnp.argsort(-priority.ravel())
+    ordered = most.ravel()[order]
+    before = jnp.cumsum(ordered) - ordered
+    return jnp.zeros_like(ordered).at[order].set(jnp.clip(1 - before, 0, ordered)).reshape(most.shape)
 
 
 def random_start(keys: Array, images: Array, eps: Array, *, norm: str) -> Array:

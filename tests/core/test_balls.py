@@ -117,6 +117,16 @@ def test_sparse_direction_takes_the_asked_share_of_the_largest_entries():
         assert set(np.flatnonzero(direction[row])) == set(largest[row])
 
 
+def test_sparse_direction_passes_on_what_a_pixel_has_no_room_for():
+    gradient = jnp.array([[5., -4, 3, -2, 1, 0]])
+    images = jnp.array([[.9, .5, 1, .05, 0, .5]])
+    direction = ascent_direction(gradient, norm='l1', room=balls.room_of(images, jnp.array([1.])))
+    np.testing.assert_allclose(direction, [[.1, -.5, 0, -.05, .35, 0]], atol=1e-6)
+    assert not np.any(ascent_direction(gradient, norm='l1', room=balls.Room(jnp.zeros((1, 6)), jnp.zeros((1, 6)))))
+    plain = ascent_direction(gradient, norm='l1', room=balls.room_of(images, jnp.array([0.])))
+    assert np.isfinite(plain).all()
+
+
 @pytest.mark.parametrize('norm', balls.NORMS)
 def test_random_starts_are_inside_per_example_and_of_both_signs(norm):
     images = jnp.zeros((256, 4, 4, 1))
