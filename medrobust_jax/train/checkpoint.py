@@ -81,7 +81,7 @@ class Checkpoints:
         """
         # The best must be on disk before a later state is: a run resumed from that state will not
         # evaluate the best again.
-        self._finish(self._best)
+        self._finish()
         # A copy, because the next step reuses the state's buffers while this one is still written.
         state = jax.tree.map(np.array, state)
         params, model_state = state.evaluation_variables()
@@ -100,7 +100,7 @@ class Checkpoints:
           OSError: as `save`.
         """
         params, model_state = jax.tree.map(np.array, (params, model_state))
-        self._finish(self._best)
+        self._finish()
         for later in [known for known in self._best.all_steps() if known >= step]:
             self._best.delete(later)  # else the manager would take the later step for the newer one
         self._write(self._best, step, {'variables': _named(params, model_state)}, params, model_state, metadata)
@@ -188,13 +188,16 @@ class Checkpoints:
         Raises:
           OSError: where it could not be.
         """
+        self._finish()
         for manager in (self._best, self._latest):
-            self._finish(manager)
             manager.close()
 
-    def _finish(self, manager: ocp.CheckpointManager) -> None:
+    def _finish(self) -> None:
+        """Waits for both managers: across processes their background threads share one barrier's
+        name, and two saves in flight at once deadlock."""
         with writing_to(self.folder, Exception):
-            manager.wait_until_finished()
+            for manager in (self._best, self._latest):
+                manager.wait_until_finished()
 
 
 def load_for_evaluation(workdir: str | Path, which: str = 'best') -> tuple[PyTree, PyTree, dict[str, Any]]:
