@@ -227,7 +227,7 @@ def max_pool(images: Array, *, window: int, stride: int, padding: int = 0) -> Ar
       `[B, H_out, W_out, C]` with `H_out = (H + 2 padding - window) // stride + 1`.
     """
     if not loop_safe():
-        pads = ((padding, padding),) * 2
+        pads: Any = ((padding, padding),) * 2  # flax declares str
         return nn.max_pool(images, (window, window), (stride, stride), pads)
     return _max_pool(images, window, Window((stride, stride), ((padding, padding),) * 2, (1, 1)))
 
@@ -239,7 +239,7 @@ def _max_pool(images: Array, size: int, window: Window) -> Array:
 
 
 def _max_pool_forward(images: Array, size: int, window: Window) -> tuple[Array, tuple[Array, Array]]:
-    pooled = _max_pool(images, size, window)
+    pooled: Any = _max_pool(images, size, window)
     return pooled, (images, pooled)
 
 

@@ -10,6 +10,7 @@ Example:
     victim_forward = eval_forward(module, params, model_state)  # (images, keys) -> logits
 """
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -100,5 +101,5 @@ def features(module: nn.Module, params: PyTree, model_state: PyTree, images: Arr
       `[B, D]`.
     """
     variables = {'params': params, **model_state}
-    _, sown = module.apply(variables, images, batch_norm='eval', mutable=['intermediates'])
+    sown: Any = module.apply(variables, images, batch_norm='eval', mutable=['intermediates'])[1]
     return sown['intermediates']['features'][0]

@@ -18,6 +18,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 
 from medrobust_jax.core.checks import did_you_mean
 from medrobust_jax.models.convolution import conv_general_dilated
@@ -99,7 +100,7 @@ class Conv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, channels // self.groups, self.features)
         kernel = self.param('kernel', _conv_init, shape)
         bias = self.param('bias', nn.initializers.zeros, (self.features,)) if self.use_bias else None
-        inputs, kernel, bias = nn.dtypes.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
         pad = self.dilation * (self.kernel_size - 1) // 2
         outputs = conv_general_dilated(
             inputs, kernel, (self.stride,) * 2, ((pad, pad),) * 2,

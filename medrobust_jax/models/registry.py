@@ -45,7 +45,7 @@ def options_of(name: str) -> list[str]:
     if name not in MODELS:
         did_you_mean(name, MODELS, 'model')
     constructor = MODELS[name]
-    cls = constructor.func if isinstance(constructor, partial) else constructor
+    cls: Any = constructor.func if isinstance(constructor, partial) else constructor
     inherited = {'parent', 'name', 'num_outputs'}
     return [field.name for field in dataclasses.fields(cls) if field.name not in inherited]
 

@@ -28,9 +28,9 @@ Pair = tuple[int, int]
 class Window(NamedTuple):
     """A sliding window: all that its gradients need besides the arrays."""
 
-    strides: Pair
-    padding: tuple[Pair, Pair]
-    dilation: Pair
+    strides: tuple[int, ...]
+    padding: tuple[Pair, ...]
+    dilation: tuple[int, ...]
 
 
 class Phase(NamedTuple):
