@@ -12,9 +12,11 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from experiments import build
+from medrobust_jax.core.types import Task
 from medrobust_jax.evaluate.judge import Subject, judge
 from medrobust_jax.evaluate.programs import make_layout
 from medrobust_jax.evaluate.records import Row
+from medrobust_jax.evaluate.suite import Examples
 from medrobust_jax.models.forward import apply_model
 from medrobust_jax.parallel.mesh import data_mesh
 from medrobust_jax.train.checkpoint import config_fingerprint, differing_fields, fingerprint, load_for_evaluation
@@ -32,8 +34,22 @@ def evaluate(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = 
 
     Returns:
       The rows that were written.
+    """
+    subject, examples, task = subject_of(config, workdir, data_dir=data_dir)
+    layout = make_layout(data_mesh(), width=config.eval.block_width, chunk=config.eval.chunk)
+    with Bars(shown=progress) as bars:
+        return judge(subject, examples, build.build_threats(config.eval.attacks, task), tuple(config.eval.eps),
+                     layout=layout, seed=config.eval.seed, workdir=workdir,
+                     stop_when_fooled=config.eval.stop_when_fooled, num_pictures=config.eval.num_pictures,
+                     progress=bars.advance)
+
+
+def subject_of(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = None
+               ) -> tuple[Subject, Examples, Task]:
+    """The trained model of a workdir, the examples it is judged on, and its task.
 
     Raises:
+      FileNotFoundError: where there is no checkpoint.
       ValueError: where the workdir was trained with another config.
     """
     build.check_config(config)
@@ -49,19 +65,13 @@ def evaluate(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = 
     def forward(variables: Any, images: jax.Array, keys: jax.Array) -> jax.Array:
         return model(*variables, images, batch_norm='eval')[0]
 
-    subject = Subject(
-        forward, (params, model_state), task,
-        identity={'dataset': config.data.name, 'split': config.eval.split, 'model': config.model.name,
-                  'defense': config.defense.name, 'seed': config.seed},
-        fingerprints={'config_fingerprint': config_fingerprint(trained),
-                      'checkpoint_fingerprint': fingerprint((params, model_state)),
-                      'dataset_fingerprint': source.info.fingerprint})
-    layout = make_layout(data_mesh(), width=config.eval.block_width, chunk=config.eval.chunk)
-    with Bars(shown=progress) as bars:
-        return judge(subject, build.examples_of(source, config.eval.max_examples),
-                     build.build_threats(config.eval.attacks, task), tuple(config.eval.eps), layout=layout,
-                     seed=config.eval.seed, workdir=workdir, stop_when_fooled=config.eval.stop_when_fooled,
-                     num_pictures=config.eval.num_pictures, progress=bars.advance)
+    identity = {'dataset': config.data.name, 'split': config.eval.split, 'model': config.model.name,
+                'defense': config.defense.name, 'seed': config.seed}
+    fingerprints = {'config_fingerprint': config_fingerprint(trained),
+                    'checkpoint_fingerprint': fingerprint((params, model_state)),
+                    'dataset_fingerprint': source.info.fingerprint}
+    subject = Subject(forward, (params, model_state), task, identity, fingerprints)
+    return subject, build.examples_of(source, config.eval.max_examples), task
 
 
 @dataclasses.dataclass

@@ -94,7 +94,8 @@ def run_on_host(attack: Attack, victim: Victim, keys: Array, images: Array, targ
     For models whose gradients are slow inside compiled loops, such as stock convolutions on CPU.
     Pass the same attack and victim again, not equal ones made anew, to compile once.
     """
-    state = begin(attack, attack.adapt(victim), keys, images, targets, eps, knobs, clean_outputs)
+    state = begin(attack, attack.adapt(victim), keys, images, targets, eps=eps, knobs=knobs,
+                  clean_outputs=clean_outputs)
     step, look = _compiled(attack, victim)
     for _ in range(attack.num_steps):
         if bool(jnp.all(state.done)):
