@@ -23,6 +23,7 @@ from medrobust_jax.evaluate.programs import Layout, ModelForward
 from medrobust_jax.evaluate.suite import Examples, GridPoint, Threat, attack_grid, clean_point, worst_case
 from medrobust_jax.metrics.intervals import proportion
 
+RESERVED = ('clean', 'worst_case')  # names of rows that are no threat's
 # Pairs in which the first attack should not beat the second, by the name of the method.
 WEAKER = (('fgsm', 'pgd'), ('fgsm', 'smia'), ('ifgsm', 'pgd'))
 
@@ -66,9 +67,16 @@ def judge(subject: Subject, examples: Examples, threats: Sequence[Threat], eps_g
       progress: called with the threat's name, the examples done at this restart, and their number.
 
     Returns:
-      The rows of this evaluation.
+      The rows of this evaluation. They are in the file as soon as their attack has ended.
+
+    Raises:
+      ValueError: for two threats of one name, or one named as in `RESERVED`.
     """
+    names = [threat.name for threat in threats]
+    if len({*names, *RESERVED}) < len(names) + len(RESERVED):
+        raise ValueError(f'attacks are called {names}: each needs a name of its own, other than {RESERVED}')
     started, workdir = time.monotonic(), Path(workdir)
+    results = workdir / 'results.jsonl'
     shared = {'layout': layout, 'seed': seed}
     model = (subject.forward, subject.variables, subject.task)
     clean = clean_point(*model, examples, **shared)
@@ -76,9 +84,9 @@ def judge(subject: Subject, examples: Examples, threats: Sequence[Threat], eps_g
                *sanity.check_randomness(subject.forward, subject.variables, examples, **shared))
     write = _Writer(subject, examples, layout, workdir, seed, stop_when_fooled)
     write.clean(clean, started, general)
+    records.update_rows(results, write.rows)
     grids: dict[str, list[GridPoint]] = {}
     for threat in threats:
-        started = time.monotonic()
         warnings = (*general, *sanity.check_floor(*model, threat, examples, **shared))
         points = []
         for point in attack_grid(*model, threat, examples, eps_grid, clean=clean,
@@ -90,11 +98,12 @@ def judge(subject: Subject, examples: Examples, threats: Sequence[Threat], eps_g
         grids[threat.name] = points
         warnings += _order_warnings(threat, threats, grids)
         write.threat(threat, points, warnings)
+        records.update_rows(results, write.rows)
     if len(threats) > 1:
         write.worst_case(threats, grids, general)
     if grids and num_pictures:
-        write.pictures(clean, grids, num_pictures)
-    records.update_rows(workdir / 'results.jsonl', write.rows)
+        write.pictures(clean, threats, grids, num_pictures)
+    records.update_rows(results, write.rows)
     for sentence in sorted({s for row in write.rows for s in row.warnings}):
         logging.warning('Check: %s', sentence)
     return write.rows
@@ -102,14 +111,24 @@ def judge(subject: Subject, examples: Examples, threats: Sequence[Threat], eps_g
 
 def _order_warnings(threat: Threat, threats: Sequence[Threat], grids: Mapping[str, list[GridPoint]]
                     ) -> tuple[str, ...]:
-    """Compares a threat with the weaker ones that have been run already, in the same norm."""
+    """Compares a threat with the weaker and stronger ones that have been run already."""
     found: tuple[str, ...] = ()
     for other in threats:
-        methods = (other.options.get('attack'), threat.options.get('attack'))
-        if other.name in grids and methods in WEAKER and other.norm == threat.norm:
-            found += sanity.check_order(grids[other.name], grids[threat.name], weak_name=other.name,
-                                        strong_name=threat.name)
+        if other.name in grids:
+            for weak, strong in ((other, threat), (threat, other)):
+                if _is_weaker(weak, strong):
+                    found += sanity.check_order(grids[weak.name], grids[strong.name], weak_name=weak.name,
+                                                strong_name=strong.name)
     return found
+
+
+def _is_weaker(weak: Threat, strong: Threat) -> bool:
+    """Whether `weak` should not beat `strong`: an older method, or the same with fewer steps or restarts."""
+    methods = (weak.options.get('attack'), strong.options.get('attack'))
+    same = methods[0] is not None and methods[0] == methods[1]
+    efforts = [(threat.attack.num_steps, threat.num_restarts) for threat in (weak, strong)]
+    fewer = efforts[0] != efforts[1] and all(a <= b for a, b in zip(*efforts, strict=True))
+    return weak.norm == strong.norm and (methods in WEAKER or same and fewer)
 
 
 @dataclasses.dataclass
@@ -177,7 +196,8 @@ class _Writer:
                            attack='worst_case', norm=norm, eps=point.eps, options={'attacks': names},
                            warnings=warnings, seconds=0.0)
 
-    def pictures(self, clean: GridPoint, grids: Mapping[str, list[GridPoint]], count: int) -> None:
+    def pictures(self, clean: GridPoint, threats: Sequence[Threat], grids: Mapping[str, list[GridPoint]],
+                 count: int) -> None:
         """Keeps the first correctly decided image of every class in turn, for every attack and eps."""
         labels, standing = np.asarray(self.examples.targets), clean.result.acceptable
         by_class = [np.flatnonzero(standing & (labels == c)) for c in np.unique(labels)]
@@ -185,10 +205,12 @@ class _Writer:
         ordered = [rows[i] for i in range(depth) for rows in by_class if i < len(rows)]
         rows = np.asarray(ordered[:count], dtype=int)
         predict = self.subject.task.predict
-        arrays = {'index': self.examples.index[rows], 'label': labels[rows], 'clean': self.examples.images[rows],
+        arrays = {'task': np.asarray(self.subject.task.name), 'index': self.examples.index[rows], 'label': labels[rows], 'clean': self.examples.images[rows],
                   'clean_outputs': np.asarray(clean.outputs)[rows],
                   'clean_prediction': np.asarray(predict(clean.outputs))[rows]}
-        for name, points in grids.items():
+        for name, norm in ((threat.name, threat.norm) for threat in threats):
+            points = grids[name]
+            arrays[f'{name}/norm'] = np.asarray(norm)
             arrays[f'{name}/eps'] = np.asarray([p.eps for p in points])
             arrays[f'{name}/images'] = np.stack([p.result.images[rows] for p in points])
             arrays[f'{name}/outputs'] = np.stack([np.asarray(p.outputs)[rows] for p in points])

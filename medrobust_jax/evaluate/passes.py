@@ -1,36 +1,48 @@
 """How many passes through the network an attack makes, counted, not assumed.
 
-Contents: `passes_per_look`, `looks_computed`.
+Contents: `Passes`, `passes_of`, `steps_computed`.
 
 Example:
 
-    forward, backward = passes_per_look(attack, victim, image_shape=(28, 28, 1), targets=labels[:1])
+    passes = passes_of(attack, victim, image_shape=(28, 28, 1), targets=labels[:1])
+    forward = attack.num_steps * passes.forward + passes.last_look
 """
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medrobust_jax.attacks.run import last_look
 from medrobust_jax.core import rng
 from medrobust_jax.core.types import Array, Attack, Targets, Victim
 
 
-def passes_per_look(attack: Attack, victim: Victim, *, image_shape: tuple[int, ...],
-                    targets: Targets) -> tuple[float, float]:
-    """Forward and backward passes per example that one step of `attack` makes.
+class Passes(NamedTuple):
+    """Passes per example.
 
-    Traces a step, without computing it, through a forward function that counts the images it is
-    given and the gradients that are pulled back through it.
+    Attributes:
+      forward: of one step (a look and a move).
+      backward: of one step.
+      last_look: forward passes of the look after the last move, which has no gradient.
+    """
+
+    forward: int
+    backward: int
+    last_look: int
+
+
+def passes_of(attack: Attack, victim: Victim, *, image_shape: tuple[int, ...], targets: Targets) -> Passes:
+    """What one step of `attack` and its last look cost.
+
+    Traces them, without computing, through a forward function that counts the images it is given
+    and the gradients that are pulled back through it.
 
     Args:
       attack: the attack.
       victim: the model.
       image_shape: `(*spatial, C)`.
       targets: of one example, leading axis 1.
-
-    Returns:
-      `(forward, backward)`.
     """
     counts = {'forward': 0, 'backward': 0}
 
@@ -48,19 +60,22 @@ def passes_per_look(attack: Attack, victim: Victim, *, image_shape: tuple[int, .
 
     counted.defvjp(forward_rule, backward_rule)
 
-    def one_step(images: Array, targets: Targets) -> Array:
-        watched = attack.adapt(victim._replace(forward=counted))
+    def look(images: Array, targets: Targets) -> Array:
+        watched = victim._replace(forward=counted)
         keys = rng.example_keys(0, jnp.arange(1))
-        state = attack.init(watched, keys, images, targets, None, {'eps': jnp.full(1, 0.1)})
+        state = attack.init(attack.adapt(watched), keys, images, targets, None, {'eps': jnp.full(1, 0.1)})
         counts.update(forward=0, backward=0)
-        return attack.step(watched, images, targets, state).images
+        last = last_look(attack, watched, targets, state).images
+        counts['last_look'] = counts.pop('forward')
+        counts['forward'] = 0
+        return last + attack.step(attack.adapt(watched), images, targets, state).images
 
-    jax.eval_shape(one_step, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32), targets)
-    return counts['forward'], counts['backward']
+    jax.eval_shape(look, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32), targets)
+    return Passes(**counts)
 
 
-def looks_computed(first_fooled: np.ndarray, *, num_steps: int, width: int, stops: bool) -> int:
-    """Example-looks that lock-step blocks computed for these rows, padding left out.
+def steps_computed(first_fooled: np.ndarray, *, num_steps: int, width: int, stops: bool) -> int:
+    """Steps times rows that lock-step blocks computed, padding left out; every row's last look comes on top.
 
     A block goes on until its last example is done, so each row costs what the slowest row of its
     block needs.
@@ -71,5 +86,5 @@ def looks_computed(first_fooled: np.ndarray, *, num_steps: int, width: int, stop
       width: rows per block.
       stops: whether an example leaves once fooled.
     """
-    needed = np.where(stops & (first_fooled >= 0), first_fooled + 1, num_steps + 1)
+    needed = np.where(stops & (first_fooled >= 0), np.minimum(first_fooled + 1, num_steps), num_steps)
     return sum(int(needed[i:i + width].max()) * len(needed[i:i + width]) for i in range(0, len(needed), width))

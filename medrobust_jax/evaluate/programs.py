@@ -96,18 +96,19 @@ def in_chunks(program: Callable[..., PyTree], layout: Layout, *,
       progress: called with the number of examples finished after every chunk.
 
     Returns:
-      `(variables, *rows) -> tree` for any leading axis N >= 1, with NumPy results.
+      `(variables, *arrays, rows=None) -> tree` for arrays of any leading axis N >= 1, with NumPy
+      results for all of it, or for the positions `rows` [n], n >= 1. Arrays are handed over whole so
+      that taking rows out of them has one shape and compiles once, however many are asked for.
     """
-    def run_chunks(variables: PyTree, *rows: Any) -> PyTree:
-        size = jax.tree.leaves(rows)[0].shape[0]
+    def run_chunks(variables: PyTree, *arrays: Any, rows: np.ndarray | None = None) -> PyTree:
+        rows = np.arange(jax.tree.leaves(arrays)[0].shape[0]) if rows is None else rows
         parts = []
-        for start in range(0, size, layout.chunk):
-            positions = np.arange(start, start + layout.chunk)
-            positions = np.where(positions < size, positions, start)
-            part = jax.device_get(program(variables, *jax.tree.map(lambda a, p=positions: a[p], rows)))
-            count = min(layout.chunk, size - start)
-            parts.append(jax.tree.map(lambda a, c=count: a[:c], part))
-            progress(count)
+        for start in range(0, len(rows), layout.chunk):
+            chosen = rows[start:start + layout.chunk]
+            padded = np.append(chosen, np.full(layout.chunk - len(chosen), chosen[0]))
+            part = jax.device_get(program(variables, *jax.tree.map(lambda a, p=padded: a[p], arrays)))
+            parts.append(jax.tree.map(lambda a, c=len(chosen): a[:c], part))
+            progress(len(chosen))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     return run_chunks

@@ -21,7 +21,7 @@ import numpy as np
 from medrobust_jax.core import rng
 from medrobust_jax.core.checks import check_eps, check_images
 from medrobust_jax.core.types import Attack, AttackResult, Outputs, PyTree, Targets, Task
-from medrobust_jax.evaluate.passes import looks_computed, passes_per_look
+from medrobust_jax.evaluate.passes import passes_of, steps_computed
 from medrobust_jax.evaluate.programs import Layout, ModelForward, in_chunks, make_attack, make_score, victim_of
 
 
@@ -125,37 +125,42 @@ def attack_grid(forward: ModelForward, variables: PyTree, task: Task, threat: Th
 
     Yields:
       One `GridPoint` per eps, ascending.
+
+    Raises:
+      ValueError: for a radius < 0 or fewer than one restart.
     """
     check_eps(eps_grid, field='eps_grid')
+    if threat.num_restarts < 1:  # no attack at all would pass for perfect robustness
+        raise ValueError(f'{threat.name}: num_restarts = {threat.num_restarts} must be at least 1')
     attack_rows = in_chunks(make_attack(forward, task, threat.attack, layout, stop=stop_when_fooled), layout,
                             progress=progress)
     score = in_chunks(make_score(forward, layout), layout)
     base_keys = rng.example_keys(seed, examples.index)
     victim = victim_of(forward, variables, task)
-    forward_cost, backward_cost = passes_per_look(threat.attack, victim, image_shape=examples.images.shape[1:],
-                                                  targets=jax.tree.map(lambda t: t[:1], examples.targets))
+    passes = passes_of(threat.attack, victim, image_shape=examples.images.shape[1:],
+                       targets=jax.tree.map(lambda t: t[:1], examples.targets))
     previous = clean if clean is not None else clean_point(forward, variables, task, examples, layout=layout,
                                                            seed=seed)
     result = previous.result
     for eps in sorted(eps_grid):
-        started, looks = time.monotonic(), 0
+        started, steps, runs = time.monotonic(), 0, 0
         attacked = result.acceptable if stop_when_fooled else np.ones(len(examples.images), bool)
         for restart in range(threat.num_restarts):
             rows = np.flatnonzero(result.acceptable if stop_when_fooled else attacked)
             if not rows.size:
                 break
-            keys = rng.fold(base_keys[rows], restart) if restart else base_keys[rows]
-            found = attack_rows(variables, keys, examples.images[rows],
-                                jax.tree.map(lambda t, r=rows: t[r], examples.targets),
-                                np.full(rows.size, eps, np.float32))
-            looks += looks_computed(found.first_fooled, num_steps=threat.attack.num_steps, width=layout.width,
+            keys = rng.fold(base_keys, restart) if restart else base_keys
+            found = attack_rows(variables, keys, examples.images, examples.targets,
+                                np.full(len(examples.images), eps, np.float32), rows=rows)
+            runs += rows.size
+            steps += steps_computed(found.first_fooled, num_steps=threat.attack.num_steps, width=layout.width,
                                     stops=stop_when_fooled)
             result = _stronger_rows(result, found, rows)
         outputs = score(variables, base_keys, result.images)
         rescored = np.asarray(task.acceptable(outputs, examples.targets))
-        per_example = looks / len(examples.images)
-        yield GridPoint(float(eps), result, outputs, attacked, rescored, per_example * forward_cost,
-                        per_example * backward_cost, time.monotonic() - started)
+        forward_passes = (steps * passes.forward + runs * passes.last_look) / len(rescored)
+        yield GridPoint(float(eps), result, outputs, attacked, rescored, forward_passes,
+                        steps * passes.backward / len(rescored), time.monotonic() - started)
 
 
 def _stronger_rows(old: AttackResult, found: AttackResult, rows: np.ndarray) -> AttackResult:

@@ -1,0 +1,72 @@
+"""Passes: counted through the attack itself, and summed as the blocks compute them."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medrobust_jax.attacks.pgd import di_fgsm, fgsm, mi_fgsm, pgd
+from medrobust_jax.attacks.run import run
+from medrobust_jax.attacks.stabilized import smia
+from medrobust_jax.attacks.transforms import identity
+from medrobust_jax.attacks.wrappers import averaged_over, restarts, targeted
+from medrobust_jax.core import rng
+from medrobust_jax.core.types import Victim
+from medrobust_jax.evaluate.passes import passes_of, steps_computed
+from medrobust_jax.losses.classification import cross_entropy, prediction_is_right
+
+VICTIM = Victim(lambda images, keys: images.reshape(len(images), -1)[:, :3], cross_entropy, prediction_is_right)
+
+
+@pytest.mark.parametrize(('attack', 'expected'), [
+    (pgd(num_steps=7), (1, 1, 1)), (fgsm(), (1, 1, 1)), (mi_fgsm(), (1, 1, 1)), (targeted(pgd()), (1, 1, 1)),
+    (smia(), (2, 1, 1)), (restarts(pgd(), 4), (1, 1, 1)), (di_fgsm(), (2, 1, 2)),
+    (averaged_over(pgd(), identity, num_samples=5), (6, 5, 6)),
+    (averaged_over(smia(), identity, num_samples=3), (8, 4, 4)),
+], ids=['pgd', 'fgsm', 'mi_fgsm', 'targeted', 'smia', 'restarts', 'di_fgsm', 'eot', 'eot of smia'])
+def test_forward_and_backward_passes(attack, expected):
+    assert passes_of(attack, VICTIM, image_shape=(2, 2, 1), targets=np.zeros(1, np.int32)) == expected
+
+
+@pytest.mark.parametrize('attack', [pgd(num_steps=4), smia(num_steps=4), averaged_over(pgd(num_steps=4), identity,
+                                                                                      num_samples=3)])
+def test_the_counts_are_those_of_a_run(attack):
+    """Against a forward pass that counts the images it computes while the attack runs."""
+    computed = []
+
+    def forward(images, keys):
+        jax.debug.callback(lambda x: computed.append(len(x)), images)
+        return VICTIM.forward(images, keys)
+
+    images = jnp.full((2, 2, 2, 1), .5)
+    run(attack, VICTIM._replace(forward=forward), rng.example_keys(0, jnp.arange(2)), images, jnp.array([0, 0]), eps=.1)
+    jax.effects_barrier()
+    passes = passes_of(attack, VICTIM, image_shape=(2, 2, 1), targets=np.zeros(1, np.int32))
+    assert sum(computed) == 2 * (4 * passes.forward + passes.last_look)
+
+
+@pytest.mark.parametrize(('first_fooled', 'expected'), [
+    ([-1, -1, -1], 30),
+    ([0, 0], 2),  # wrong at once: one step, in which that is seen
+    ([0, 3], 8),  # a block goes on until its last row is done
+    ([0, 3, 5], 8 + 6),
+    ([0, -1, 2, 2], 20 + 6),
+    ([10, 10], 20),  # fooled at the look after the last step
+])
+def test_steps_of_blocks_of_two(first_fooled, expected):
+    rows = np.asarray(first_fooled)
+    assert steps_computed(rows, num_steps=10, width=2, stops=True) == expected
+    assert steps_computed(rows, num_steps=10, width=2, stops=False) == 10 * len(rows)
+
+
+def test_a_grid_reports_passes_per_example_of_the_test_set(planted, grid):
+    """8 of 10 are attacked; at .05 four of them fall, in blocks (0 to 3) and (4 to 7) by how much they withstand."""
+    radii = np.array([-.1, -.1, .01, .01, .01, .01, .2, .2, .2, .2])
+    system = planted(radii)
+    point, = grid(system, (.05,), attack=fgsm())
+    assert (point.forward_passes, point.backward_passes) == (8 * 2 / 10, 8 / 10)
+    point, = grid(system, (.05,), attack=fgsm(), num_restarts=2)
+    assert (point.forward_passes, point.backward_passes) == (12 * 2 / 10, 12 / 10)
+    point, = grid(system, (.05,), attack=pgd(num_steps=10, start='clean'), stop_when_fooled=False)
+    assert (point.forward_passes, point.backward_passes) == (11, 10)
+    point, = grid(system, (.05,), attack=pgd(num_steps=10, start='clean', relative_step_size=1.0))
+    assert (point.forward_passes, point.backward_passes) == ((4 * 3 + 4 * 11) / 10, (4 * 2 + 4 * 10) / 10)
