@@ -3,6 +3,7 @@
 Contents: `check_config`, `build_task`, `build_model`, `build_defense`, `build_optimizer`,
 `build_augment`, `build_threats`, `load_split`, `Durations`.
 """
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,13 +12,13 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from configs.base import base_config
+from configs.base import base_config, threat
 from medrobust_jax.attacks.registry import create_attack
 from medrobust_jax.core import balls
 from medrobust_jax.core.checks import check_eps, did_you_mean
 from medrobust_jax.core.types import Defense, Task
 from medrobust_jax.data import loader, registry, transforms
-from medrobust_jax.data.source import Source, Subset, gather
+from medrobust_jax.data.source import Source, Subset, all_labels, gather
 from medrobust_jax.defenses import radius
 from medrobust_jax.defenses.awp import with_weight_perturbation
 from medrobust_jax.defenses.pgd_at import pgd_at
@@ -32,11 +33,19 @@ from medrobust_jax.train.optim import create_optimizer, create_schedule
 DEFENSES = ('natural', 'pgd_at', 'trades')
 TASKS = ('classification', 'ordinal')
 _OPEN = ('options', 'attacks')  # fields whose keys are checked where they are used
+_POSITIVE = ('train.epochs', 'train.batch_size', 'train.eval_every_epochs', 'train.checkpoint_every_epochs',
+             'train.log_every', 'validation.max_examples', 'eval.max_examples', 'eval.block_width', 'eval.chunk')
 
 
 def check_config(config: ConfigDict) -> None:
-    """Raises ValueError for a field that no run has, suggesting the nearest, or a bad eps."""
+    """Raises ValueError for a field that no run has, suggesting the nearest, or a value that none can have."""
     _check_fields(config, base_config(), '')
+    for field in _POSITIVE:
+        part, _, name = field.partition('.')
+        if (value := config[part][name]) is not None and not value > 0:
+            raise ValueError(f'config.{field} = {value} must be positive')
+    if not config.eval.eps:
+        raise ValueError('config.eval.eps is empty: name at least one radius, e.g. --config.eval.eps=0.03')
     check_eps(config.defense.eps, field='config.defense.eps')
     check_eps(config.validation.eps, field='config.validation.eps')
     check_eps(tuple(config.eval.eps), field='config.eval.eps')
@@ -51,8 +60,8 @@ def _check_fields(config: ConfigDict, known: ConfigDict, prefix: str) -> None:
 
 
 def training_config(config: ConfigDict) -> dict[str, Any]:
-    """The plain values that decide a training run's results; 'eval' is not among them."""
-    return {name: value for name, value in config.to_dict().items() if name != 'eval'}
+    """The plain values that decide a training run's results, as JSON holds them; 'eval' is not among them."""
+    return json.loads(json.dumps({name: value for name, value in config.to_dict().items() if name != 'eval'}))
 
 
 def load_split(config: ConfigDict, split: str, data_dir: str | None) -> Source:
@@ -64,11 +73,20 @@ def load_split(config: ConfigDict, split: str, data_dir: str | None) -> Source:
 
 
 def examples_of(source: Source, max_examples: int | None) -> Examples:
-    """The first `max_examples` of a source (None: all), in memory."""
+    """The first `max_examples` of a source (None: all), in memory; of every class its share.
+
+    Sources may be sorted by class: the first rows of all would then be of one class.
+    """
+    rows = np.arange(len(source))
     if max_examples is not None and max_examples < len(source):
-        source = Subset(source, range(max_examples))
-    images, labels, groups = gather(source)
-    return Examples(images, labels, np.arange(len(labels)), groups)
+        labels = all_labels(source)
+        place = np.empty(len(source))  # in its class, from 0 to 1
+        for label in np.unique(labels):
+            members = labels == label
+            place[members] = np.arange(members.sum()) / members.sum()
+        rows = np.sort(np.argsort(place, kind='stable')[:max_examples])
+    images, labels, groups = gather(Subset(source, rows))
+    return Examples(images, labels, rows, groups)
 
 
 def build_task(config: ConfigDict, num_classes: int, *, training: bool = False) -> Task:
@@ -148,6 +166,10 @@ def build_threats(attacks: Mapping[str, Any], task: Task) -> list[Threat]:
     """The attacks of an evaluation, in the order of the config."""
     threats = []
     for name, spec in attacks.items():
+        _check_fields(spec, threat('pgd'), f'eval.attacks.{name}.')
+        spec = {'num_restarts': 1, 'options': {}, **spec}
+        if 'attack' not in spec or spec['num_restarts'] < 1:
+            raise ValueError(f'config.eval.attacks.{name} needs an attack and num_restarts >= 1; see configs.base.threat')
         options = dict(spec['options'])
         if spec['attack'] == 'smia':
             # On a task of its own the divergence is the task's, unless the config names one.

@@ -40,15 +40,48 @@ def launch(run: Callable[[ConfigDict, str], object]) -> None:
     """Parses the flags, prepares JAX and calls `run(config, workdir)`."""
     define_run_flags()
 
-    def main(argv: list[str]) -> None:
-        _no_arguments(argv)
+    def work() -> None:
         logging.set_verbosity(logging.INFO)
         if FLAGS.num_processes or FLAGS.coordinator_address:
             hosts.initialize(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
         runtime.start(FLAGS.cache_dir)
-        guarded(lambda: run(FLAGS.config, FLAGS.workdir))
+        run(FLAGS.config, FLAGS.workdir)
 
-    app.run(main)
+    def main(argv: list[str]) -> None:
+        _no_arguments(argv)
+        guarded(work)
+
+    app.run(main, flags_parser=parse_flags)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line and opens the config; a mistake in either is one line and status 2."""
+    try:
+        rest = FLAGS(argv)
+        if 'config' in FLAGS:
+            _ = FLAGS.config  # ml_collections reports a missing file only when asked
+        return rest
+    except Exception as error:  # a config file is a program, and may raise anything
+        if '--debug' in argv:
+            raise
+        sys.exit(_fail(_flag_message(error)))
+
+
+def _flag_message(error: BaseException) -> str:
+    """What is wrong with the command line, without the tracebacks that ml_collections puts into its messages."""
+    cause = error
+    while cause.args and isinstance(cause.args[0], BaseException):
+        cause = cause.args[0]
+    if isinstance(cause, KeyError):
+        return 'unknown config field ' + '; '.join(cause.args[0].splitlines()).replace('Did', 'did')
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if 'Traceback' in str(error) else ' '.join(line.strip() for line in lines)
+
+
+def _fail(message: object) -> int:
+    """Shows an error that a user can mend; returns the status to leave with."""
+    print(f'Error: {message}\n(--debug shows where.)', file=sys.stderr)
+    return 2
 
 
 def guarded(work: Callable[[], object]) -> None:
@@ -56,13 +89,12 @@ def guarded(work: Callable[[], object]) -> None:
     try:
         work()
     except KeyboardInterrupt as error:
-        print(f'\n{error or "Interrupted."}', file=sys.stderr)
+        print(f'\n{str(error) or "Interrupted: run the same command again."}', file=sys.stderr)
         sys.exit(130)
     except USER_ERRORS as error:
         if FLAGS.debug:
             raise
-        print(f'Error: {error}\n(--debug shows where.)', file=sys.stderr)
-        sys.exit(2)
+        sys.exit(_fail(error))
 
 
 def _no_arguments(argv: list[str]) -> None:

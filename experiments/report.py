@@ -21,13 +21,17 @@ def gather_rows(workdirs: Sequence[str | Path]) -> list[Row]:
 
     Raises:
       FileNotFoundError: where a workdir holds no results.jsonl, saying how to make it.
+      ValueError: where it is empty or damaged.
     """
     rows: list[Row] = []
     for workdir in workdirs:
         path = Path(workdir) / 'results.jsonl'
         if not path.is_file():
             raise FileNotFoundError(f'{path} does not exist: run experiments.evaluate with --workdir={workdir} first')
-        rows += read_rows(path)
+        found = read_rows(path)
+        if not found:
+            raise ValueError(f'{path} holds no results: run experiments.evaluate with --workdir={workdir} again')
+        rows += found
     return rows
 
 
@@ -54,6 +58,7 @@ def pictures_of(workdir: str | Path, *, title: str, class_names: Sequence[str] =
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     names = [name.partition('/')[0] for name in arrays if name.endswith('/eps')]
+    task = str(arrays.get('task', 'classification'))
 
     def call(label: Any) -> str:
         return class_names[int(label)] if class_names else f'class {int(label)}'
@@ -62,25 +67,24 @@ def pictures_of(workdir: str | Path, *, title: str, class_names: Sequence[str] =
     for name in names:
         if attacks is not None and name not in attacks:
             continue
-        grid = arrays[f'{name}/eps']
+        grid, norm = arrays[f'{name}/eps'], str(arrays.get(f'{name}/norm', 'linf'))
         at = len(grid) // 2 if eps is None else int(np.argmin(abs(grid - eps)))
         for i, index in enumerate(arrays['index']):
             clean, attacked = arrays['clean_prediction'][i], arrays[f'{name}/prediction'][at, i]
             found.append(Picture(
-                caption=f'{title}, {name}, eps {eps_text(grid[at], "linf")}, test image {index}',
+                caption=f'{title}, {name}, eps {eps_text(grid[at], norm)}, image {index}',
                 clean=arrays['clean'][i], adversarial=arrays[f'{name}/images'][at, i],
                 label=call(arrays['label'][i]), clean_prediction=call(clean), adversarial_prediction=call(attacked),
-                clean_confidence=confidence(arrays['clean_outputs'][i], int(clean), len(class_names)),
-                adversarial_confidence=confidence(arrays[f'{name}/outputs'][at, i], int(attacked),
-                                                  len(class_names))))
+                clean_confidence=confidence(arrays['clean_outputs'][i], int(clean), task),
+                adversarial_confidence=confidence(arrays[f'{name}/outputs'][at, i], int(attacked), task)))
     return found
 
 
-def confidence(outputs: np.ndarray, prediction: int, num_classes: int) -> float | None:
+def confidence(outputs: np.ndarray, prediction: int, task: str) -> float | None:
     """The probability that outputs give to the predicted class: softmax, or cumulative logits of grades."""
     if outputs.ndim != 1:
         return None
-    if num_classes and len(outputs) == num_classes - 1:
+    if task == 'ordinal':
         above = np.concatenate([[1.0], np.minimum.accumulate(expit(outputs)), [0.0]])
         return float(above[prediction] - above[prediction + 1])
     return float(softmax(outputs)[prediction])
@@ -122,4 +126,4 @@ if __name__ == '__main__':
         main.guarded(lambda: print(text_tables(write_report(chosen.workdir, chosen.out, title=chosen.title,
                                                             commands=[command]))))
 
-    app.run(report)
+    app.run(report, flags_parser=main.parse_flags)

@@ -1,6 +1,6 @@
 """What every program does first: flags for the compiler, the canary, and the compilation cache."""
 import os
-from logging import INFO
+from logging import INFO, WARNING, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ def start(cache_dir: str | None = None) -> None:
     """
     numerics.configure_xla()
     logging.get_absl_logger().addFilter(_is_ours_or_serious)
+    getLogger('jax').setLevel(WARNING)  # it lists the accelerators that are absent
     if cache_dir is None:
         cache_dir = os.environ.get('MEDROBUST_CACHE', str(Path.home() / '.cache' / 'medrobust_jax'))
     if cache_dir:
