@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from medrobust_jax.attacks import directions, pgd, stabilized, wrappers
+from medrobust_jax.attacks import directions, noise, pgd, stabilized, wrappers
 from medrobust_jax.core.checks import did_you_mean
 from medrobust_jax.core.types import Attack
 from medrobust_jax.losses.classification import margin
@@ -40,6 +40,7 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     'di_fgsm': pgd.di_fgsm,
     'ti_fgsm': pgd.ti_fgsm,
     'smia': stabilized.smia,
+    'noise': noise.noise,
 }
 
 

@@ -1,4 +1,6 @@
 """Random noise: which images are looked at, that the worst is kept, and that no gradient is asked for."""
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,8 @@ def looked_at(attack, s, eps):
         jax.debug.callback(lambda shown: seen.append(np.asarray(shown)), images, ordered=True)
         return s.victim.forward(images, keys)
 
-    result = run(attack, s.victim._replace(forward=forward), s.keys, s.images, s.labels, eps=eps)
+    victim = s.victim._replace(forward=forward)
+    result = jax.jit(partial(run, attack, victim, eps=eps))(s.keys, s.images, s.labels)
     jax.effects_barrier()
     return np.stack(seen), result
 
