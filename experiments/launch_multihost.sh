@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# Several processes of one training run. On a TPU pod every host finds the others by itself:
+# Several processes of one training run. On a TPU pod this script is not needed: on every host,
 #
-#   gcloud compute tpus tpu-vm ssh NAME --worker=all --command \
-#     'cd medrobust_jax && python -m experiments.train --config=configs/resnet18_gpu.py:trades --workdir=gs://bucket/run --num_processes=...'
+#   python -m experiments.train --config=configs/resnet18_gpu.py:trades --workdir=gs://bucket/run --multihost
 #
 # Elsewhere, run this script once per process:
 #

@@ -25,8 +25,9 @@ def define_run_flags() -> None:
     flags.DEFINE_string('data_dir', None, 'Where data sets are looked for; default: MEDROBUST_DATA.')
     flags.DEFINE_string('cache_dir', None, 'Where compiled programs are kept; empty: nowhere.')
     flags.DEFINE_string('coordinator_address', None, 'host:port of process 0, for several processes.')
-    flags.DEFINE_integer('num_processes', None, 'How many processes; TPU pods find out by themselves.')
+    flags.DEFINE_integer('num_processes', None, 'How many processes.')
     flags.DEFINE_integer('process_id', None, "This process's number.")
+    flags.DEFINE_bool('multihost', False, 'Ask the environment for these three: TPU pods, Slurm.')
     flags.mark_flags_as_required(['config', 'workdir'])
     define_debug_flag()
 
@@ -42,8 +43,8 @@ def launch(run: Callable[[ConfigDict, str], object]) -> None:
 
     def work() -> None:
         logging.set_verbosity(logging.INFO)
-        if FLAGS.num_processes or FLAGS.coordinator_address:
-            hosts.initialize(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
+        hosts.initialize(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id,
+                         automatic=FLAGS.multihost)
         runtime.start(FLAGS.cache_dir)
         run(FLAGS.config, FLAGS.workdir)
 

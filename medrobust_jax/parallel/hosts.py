@@ -17,21 +17,27 @@ from jax.experimental import multihost_utils
 
 
 def initialize(coordinator_address: str | None = None, num_processes: int | None = None,
-               process_id: int | None = None) -> None:
+               process_id: int | None = None, *, automatic: bool = False) -> None:
     """Joins the processes of a run; call it before anything touches a device.
 
-    With all three left out a run of one process is meant, and nothing happens. On CPU the
-    processes talk through gloo.
+    With all left out a run of one process is meant, and nothing happens. On CPU the processes talk
+    through gloo.
 
     Args:
       coordinator_address: `host:port` of process 0, reachable from all.
       num_processes: how many processes there are.
       process_id: which one this is, from 0.
+      automatic: ask the environment for the three (TPU pods, Slurm).
 
     Raises:
       ValueError: where only some of the three are given, or `process_id` is out of range.
     """
     given = (coordinator_address, num_processes, process_id)
+    if automatic:
+        if any(value is not None for value in given):
+            raise ValueError(f'automatic leaves no choice of coordinator_address, num_processes, process_id: {given}')
+        jax.distributed.initialize()
+        return
     if all(value is None for value in given):
         return
     if coordinator_address is None or num_processes is None or process_id is None:
