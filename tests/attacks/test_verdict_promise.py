@@ -49,7 +49,8 @@ def labels_of(victim, images):
 
 def assert_same(got, expected, rows):
     for name in expected._fields:
-        np.testing.assert_array_equal(np.asarray(getattr(got, name)), np.asarray(getattr(expected, name))[rows], name)
+        truth = np.asarray(getattr(expected, name))[rows]
+        np.testing.assert_array_equal(np.asarray(getattr(got, name)), truth, name)
 
 
 # Every size is a compilation: all of them for the cheapest net, the decisive ones for the others.
@@ -111,7 +112,8 @@ def runners(attack, victim):
 def smooth_victim(dtype):
     generator = np.random.default_rng(4)
     w1, w2 = (generator.normal(size=shape).astype(dtype) / 3 for shape in ((64, 16), (16, 3)))
-    return Victim(lambda x, k: jnp.tanh((x.reshape(len(x), -1) - .5) @ w1) @ w2, cross_entropy, prediction_is_right)
+    forward = lambda x, k: jnp.tanh((x.reshape(len(x), -1) - .5) @ w1) @ w2  # noqa: E731
+    return Victim(forward, cross_entropy, prediction_is_right)
 
 
 @pytest.mark.parametrize('attack', [pgd(num_steps=3), smia(num_steps=3)], ids=['pgd', 'smia'])

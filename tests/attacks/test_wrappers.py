@@ -1,4 +1,5 @@
 """Attacks made from attacks: never weaker, the right way round, the right average."""
+import itertools
 from functools import partial
 
 import jax
@@ -31,7 +32,7 @@ def test_more_restarts_never_weaken_and_the_first_is_the_plain_attack(setting, f
     plain = found_by(pgd(num_steps=2), s, eps=.06)
     np.testing.assert_allclose(results[0].images, plain.images, atol=1e-7)
     same_bits(results[0].first_fooled, plain.first_fooled)
-    for weak, strong in zip(results, results[1:], strict=False):
+    for weak, strong in itertools.pairwise(results):
         assert np.all(np.asarray(strong.acceptable) <= np.asarray(weak.acceptable))
         both = np.asarray(strong.acceptable == weak.acceptable)
         assert np.all(np.asarray(strong.loss)[both] >= np.asarray(weak.loss)[both] - 1e-6)
@@ -86,7 +87,8 @@ def test_stopping_early_saves_passes(setting):
         jax.debug.callback(lambda: count.append(1))
         return s.victim.forward(images, keys)
 
-    run(stop_when_fooled(pgd(num_steps=50)), s.victim._replace(forward=forward), s.keys, s.images, s.labels, eps=.1)
+    victim = s.victim._replace(forward=forward)
+    run(stop_when_fooled(pgd(num_steps=50)), victim, s.keys, s.images, s.labels, eps=.1)
     jax.effects_barrier()
     assert len(count) == 2  # one look, and the last one
 
@@ -126,8 +128,9 @@ def test_another_loss_keeps_the_criterion(setting, found_by):
 @pytest.mark.parametrize('num_samples', [1, 4])
 def test_average_over_copies_is_the_plain_gradient(num_samples, setting, last_of):
     s = setting()
-    averaged = averaged_over(pgd(num_steps=3, norm='l2'), identity, num_samples=num_samples)
-    np.testing.assert_allclose(last_of(averaged, s, eps=.3), last_of(pgd(num_steps=3, norm='l2'), s, eps=.3), atol=1e-5)
+    plain = pgd(num_steps=3, norm='l2')
+    averaged = averaged_over(plain, identity, num_samples=num_samples)
+    np.testing.assert_allclose(last_of(averaged, s, eps=.3), last_of(plain, s, eps=.3), atol=1e-5)
 
 
 def test_average_helps_against_a_randomized_model(setting, last_of):
@@ -180,7 +183,7 @@ def test_strongest_prefers_fooled_then_loss():
 
 def test_best_of_is_at_least_as_strong_as_each(setting):
     s = setting(batch=16)
-    runs = [partial(run, a, s.victim) for a in (fgsm(), pgd(num_steps=3), with_loss(smia(num_steps=3), s.victim.loss))]
+    runs = [partial(run, a, s.victim) for a in (fgsm(), pgd(num_steps=3), smia(num_steps=3))]
     args = (s.keys, s.images, s.labels)
     together = jax.jit(partial(best_of(runs), eps=.1))(*args)
     for one in runs:
@@ -191,9 +194,9 @@ def test_best_of_is_at_least_as_strong_as_each(setting):
 
 
 def test_refusals():
-    for make in (lambda: restarts(pgd(), 0), lambda: averaged_over(pgd(), identity, num_samples=0), lambda: best_of([]),
-                 lambda: random_resize(probability=2.0), lambda: random_resize(smallest=0.0)):
-        with pytest.raises(ValueError, match='at least|needs'):
+    for make in (lambda: restarts(pgd(), 0), lambda: averaged_over(pgd(), identity, num_samples=0),
+                 lambda: best_of([]), lambda: random_resize(probability=2.0), lambda: random_resize(smallest=0.0)):
+        with pytest.raises(ValueError, match=r'at least|needs'):
             make()
 
 

@@ -13,7 +13,8 @@ JAXLIB = metadata.version('jaxlib')
 
 def run(code, flags):
     environment = {**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
-    return subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, '-c', code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.skipif(JAXLIB != '0.10.2' and not JAXLIB.startswith(('0.11.', '0.12.')),

@@ -178,7 +178,8 @@ def test_ordinal_task_and_jitted_steps():
     task = ordinal(4)
     params, state = variables(outputs=3)
     batch = make_batch()
-    for defense in (trades(task, pgd(num_steps=2, start='gaussian'), radius=RADIUS), pgd_at(task, ATTACK, radius=RADIUS)):
+    from_noise = pgd(num_steps=2, start='gaussian')
+    for defense in (trades(task, from_noise, radius=RADIUS), pgd_at(task, ATTACK, radius=RADIUS)):
         crafted = jax.jit(lambda s, d=defense: d.craft(forward, params, state, (), batch, s, KEYS))(STEP)
         assert np.any(crafted != batch['image'])
         assert np.isfinite(defense.loss(forward, params, state, (), batch, crafted, STEP, KEYS)[0]).all()
@@ -208,5 +209,5 @@ def test_refusals():
                  lambda: constant(float('nan')), lambda: trades(TASK, ATTACK, radius=RADIUS, beta=-1.0),
                  lambda: pgd_at(TASK, ATTACK, radius=RADIUS, clean_weight=1.0),
                  lambda: with_weight_perturbation(natural(TASK), gamma=-.1)):
-        with pytest.raises(ValueError, match='must|exceeds'):
+        with pytest.raises(ValueError, match=r'must|exceeds'):
             make()

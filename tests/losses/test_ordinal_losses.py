@@ -17,7 +17,8 @@ def test_loss_is_a_sum_of_binary_cross_entropies():
     p = special.expit(LOGITS.astype(np.float64))
     truth = [sum(log_loss([g > k], [p[row, k]], labels=[False, True]) for k in range(4))
              for row, g in enumerate(GRADES)]
-    np.testing.assert_allclose(cumulative_cross_entropy(jnp.asarray(LOGITS), jnp.asarray(GRADES)), truth, rtol=1e-5)
+    got = cumulative_cross_entropy(jnp.asarray(LOGITS), jnp.asarray(GRADES))
+    np.testing.assert_allclose(got, truth, rtol=1e-5)
 
 
 def test_one_question_is_binary_cross_entropy():
@@ -35,7 +36,8 @@ def test_bernoulli_kl_by_numpy():
 
 def test_large_logits_stay_finite():
     z, y = jnp.array([[1e4, -1e4, 1e30, -1e30]]), jnp.array([2])
-    for loss in (lambda z: cumulative_cross_entropy(z, y), lambda z: bernoulli_kl(z, -z), lambda z: bernoulli_kl(-z, z)):
+    for loss in (lambda z: cumulative_cross_entropy(z, y), lambda z: bernoulli_kl(z, -z),
+                 lambda z: bernoulli_kl(-z, z)):
         value, gradient = jax.value_and_grad(lambda z, loss=loss: loss(z).sum())(z)
         assert np.isfinite(value)
         assert np.isfinite(gradient).all()

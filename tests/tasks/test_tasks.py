@@ -22,8 +22,8 @@ def test_criterion_is_argmax(num_classes):
     np.testing.assert_array_equal(task.predict(jnp.asarray(logits)), logits.argmax(1))
     assert task.num_outputs == num_classes
     probabilities = special.softmax(logits.astype(np.float64), axis=1)
-    np.testing.assert_allclose(task.loss(jnp.asarray(logits), jnp.asarray(labels)).mean(),
-                               sklearn_metrics.log_loss(labels, probabilities, labels=range(num_classes)), rtol=1e-5)
+    expected = sklearn_metrics.log_loss(labels, probabilities, labels=range(num_classes))
+    np.testing.assert_allclose(task.loss(jnp.asarray(logits), jnp.asarray(labels)).mean(), expected, rtol=1e-5)
     np.testing.assert_allclose(task.divergence(jnp.asarray(logits), jnp.asarray(logits)), 0, atol=1e-6)
 
 
@@ -50,7 +50,8 @@ def test_grade_probabilities_are_a_distribution():
     np.testing.assert_allclose(p.sum(1), 1, rtol=1e-12)
     assert (p >= 0).all()
     falling = -np.sort(-logits, axis=1)  # consistent answers: P[y > k] is what the logits say
-    np.testing.assert_allclose(1 - grade_probabilities(falling).cumsum(1)[:, :-1], special.expit(falling), atol=1e-12)
+    above = 1 - grade_probabilities(falling).cumsum(1)[:, :-1]
+    np.testing.assert_allclose(above, special.expit(falling), atol=1e-12)
 
 
 def test_classification_metrics_are_scikit_learns():
