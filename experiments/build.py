@@ -169,7 +169,8 @@ def build_threats(attacks: Mapping[str, Any], task: Task) -> list[Threat]:
         _check_fields(spec, threat('pgd'), f'eval.attacks.{name}.')
         spec = {'num_restarts': 1, 'options': {}, **spec}
         if 'attack' not in spec or spec['num_restarts'] < 1:
-            raise ValueError(f'config.eval.attacks.{name} needs an attack and num_restarts >= 1; see configs.base.threat')
+            raise ValueError(f'config.eval.attacks.{name} needs an attack and num_restarts >= 1; see '
+                             f'configs.base.threat')
         options = dict(spec['options'])
         if spec['attack'] == 'smia':
             # On a task of its own the divergence is the task's, unless the config names one.

@@ -1,4 +1,6 @@
-"""Tables and one self-contained page: `python -m experiments.report --workdir=runs/a --workdir=runs/b --out=report.html`.
+"""Tables and one self-contained page.
+
+    python -m experiments.report --workdir=runs/a --workdir=runs/b --out=report.html
 
 Reads results.jsonl and pictures.npz of every workdir given; needs neither data nor a device.
 """
@@ -27,7 +29,8 @@ def gather_rows(workdirs: Sequence[str | Path]) -> list[Row]:
     for workdir in workdirs:
         path = Path(workdir) / 'results.jsonl'
         if not path.is_file():
-            raise FileNotFoundError(f'{path} does not exist: run experiments.evaluate with --workdir={workdir} first')
+            raise FileNotFoundError(f'{path} does not exist: run experiments.evaluate with --workdir={workdir} '
+                                    f'first')
         found = read_rows(path)
         if not found:
             raise ValueError(f'{path} holds no results: run experiments.evaluate with --workdir={workdir} again')
@@ -74,7 +77,8 @@ def pictures_of(workdir: str | Path, *, title: str, class_names: Sequence[str] =
             found.append(Picture(
                 caption=f'{title}, {name}, eps {eps_text(grid[at], norm)}, image {index}',
                 clean=arrays['clean'][i], adversarial=arrays[f'{name}/images'][at, i],
-                label=call(arrays['label'][i]), clean_prediction=call(clean), adversarial_prediction=call(attacked),
+                label=call(arrays['label'][i]), clean_prediction=call(clean),
+                adversarial_prediction=call(attacked),
                 clean_confidence=confidence(arrays['clean_outputs'][i], int(clean), task),
                 adversarial_confidence=confidence(arrays[f'{name}/outputs'][at, i], int(attacked), task)))
     return found

@@ -128,7 +128,7 @@ def _is_weaker(weak: Threat, strong: Threat) -> bool:
     same = methods[0] is not None and methods[0] == methods[1]
     efforts = [(threat.attack.num_steps, threat.num_restarts) for threat in (weak, strong)]
     fewer = efforts[0] != efforts[1] and all(a <= b for a, b in zip(*efforts, strict=True))
-    return weak.norm == strong.norm and (methods in WEAKER or same and fewer)
+    return weak.norm == strong.norm and (methods in WEAKER or (same and fewer))
 
 
 @dataclasses.dataclass
@@ -147,9 +147,10 @@ class _Writer:
               options: Mapping, warnings: tuple[str, ...], seconds: float) -> None:
         evidence = records.provenance(**self.subject.fingerprints, block_width=self.layout.width,
                                       wall_seconds=seconds)
+        settings = {**options, 'attack_seed': self.seed, 'stop_when_fooled': self.stops} if options else {}
         self.rows += records.rows_of(
             estimates, **self.subject.identity, attack=attack, norm=norm, eps=eps,
-            attack_options={**options, 'attack_seed': self.seed, 'stop_when_fooled': self.stops} if options else {},
+            attack_options=settings,
             forward_passes=point.forward_passes if point else float('nan'),
             backward_passes=point.backward_passes if point else float('nan'),
             warnings=warnings, provenance=evidence)
@@ -165,8 +166,8 @@ class _Writer:
 
     def clean(self, point: GridPoint, started: float, warnings: tuple[str, ...]) -> None:
         estimates = self.subject.task.metrics(point.outputs, self.examples.targets, self.examples.groups)
-        self._rows({**estimates, 'robust_accuracy': proportion(point.result.acceptable, self.examples.groups)}, point,
-                   attack='clean', norm='', eps=0.0, options={}, warnings=warnings,
+        estimates['robust_accuracy'] = proportion(point.result.acceptable, self.examples.groups)
+        self._rows(estimates, point, attack='clean', norm='', eps=0.0, options={}, warnings=warnings,
                    seconds=time.monotonic() - started)
 
     def threat(self, threat: Threat, points: Sequence[GridPoint], warnings: tuple[str, ...]) -> None:
@@ -205,7 +206,8 @@ class _Writer:
         ordered = [rows[i] for i in range(depth) for rows in by_class if i < len(rows)]
         rows = np.asarray(ordered[:count], dtype=int)
         predict = self.subject.task.predict
-        arrays = {'task': np.asarray(self.subject.task.name), 'index': self.examples.index[rows], 'label': labels[rows], 'clean': self.examples.images[rows],
+        arrays = {'task': np.asarray(self.subject.task.name), 'index': self.examples.index[rows],
+                  'label': labels[rows], 'clean': self.examples.images[rows],
                   'clean_outputs': np.asarray(clean.outputs)[rows],
                   'clean_prediction': np.asarray(predict(clean.outputs))[rows]}
         for name, norm in ((threat.name, threat.norm) for threat in threats):

@@ -105,10 +105,11 @@ def in_chunks(program: Callable[..., PyTree], layout: Layout, *,
         parts = []
         for start in range(0, len(rows), layout.chunk):
             chosen = rows[start:start + layout.chunk]
-            padded = np.append(chosen, np.full(layout.chunk - len(chosen), chosen[0]))
+            count = len(chosen)
+            padded = np.append(chosen, np.full(layout.chunk - count, chosen[0]))
             part = jax.device_get(program(variables, *jax.tree.map(lambda a, p=padded: a[p], arrays)))
-            parts.append(jax.tree.map(lambda a, c=len(chosen): a[:c], part))
-            progress(len(chosen))
+            parts.append(jax.tree.map(lambda a, c=count: a[:c], part))
+            progress(count)
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
     return run_chunks

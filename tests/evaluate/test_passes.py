@@ -38,7 +38,8 @@ def test_the_counts_are_those_of_a_run(attack):
         return VICTIM.forward(images, keys)
 
     images = jnp.full((2, 2, 2, 1), .5)
-    run(attack, VICTIM._replace(forward=forward), rng.example_keys(0, jnp.arange(2)), images, jnp.array([0, 0]), eps=.1)
+    keys, labels = rng.example_keys(0, jnp.arange(2)), jnp.zeros(2, int)
+    run(attack, VICTIM._replace(forward=forward), keys, images, labels, eps=.1)
     jax.effects_barrier()
     passes = passes_of(attack, VICTIM, image_shape=(2, 2, 1), targets=np.zeros(1, np.int32))
     assert sum(computed) == 2 * (4 * passes.forward + passes.last_look)
@@ -59,7 +60,7 @@ def test_steps_of_blocks_of_two(first_fooled, expected):
 
 
 def test_a_grid_reports_passes_per_example_of_the_test_set(planted, grid):
-    """8 of 10 are attacked; at .05 four of them fall, in blocks (0 to 3) and (4 to 7) by how much they withstand."""
+    """8 of 10 are attacked; at .05 four of them fall, which make up the first block of four."""
     radii = np.array([-.1, -.1, .01, .01, .01, .01, .2, .2, .2, .2])
     system = planted(radii)
     point, = grid(system, (.05,), attack=fgsm())

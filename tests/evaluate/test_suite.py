@@ -33,8 +33,8 @@ def test_on_a_linear_model_exactly_those_fall_that_must(planted, grid, clean, no
     assert [point.eps for point in points] == list(EPS), 'ascending, in whatever order they are asked'
     np.testing.assert_array_equal(clean(system).result.acceptable, RADII > 0)
     for point in points:
-        np.testing.assert_array_equal(point.result.acceptable, RADII > point.eps)
-        np.testing.assert_array_equal(point.rescored, RADII > point.eps)
+        np.testing.assert_array_equal(point.result.acceptable, point.eps < RADII)
+        np.testing.assert_array_equal(point.rescored, point.eps < RADII)
 
 
 def test_what_fell_is_carried_with_its_image_and_not_attacked_again(planted, grid):
@@ -81,14 +81,14 @@ def test_order_and_company_change_no_bit(network, grid):
 
 
 def test_restarts_from_the_host_are_those_of_the_wrapper(network, grid, clean, layout):
-    examples = network.examples
-    program = in_chunks(make_attack(network.forward, network.task, restarts(ATTACK, 3), layout, stop=False), layout)
+    examples, attack = network.examples, restarts(ATTACK, 3)
+    program = in_chunks(make_attack(network.forward, network.task, attack, layout, stop=False), layout)
     right = clean(network).result.acceptable
     for eps in CURVED:
         one, three = (grid(network, (eps,), attack=ATTACK, num_restarts=n, stop_when_fooled=False)[0].result
                       for n in (1, 3))
-        wrapped = program(network.variables, rng.example_keys(0, examples.index), examples.images, examples.targets,
-                          np.full(21, eps, np.float32))
+        wrapped = program(network.variables, rng.example_keys(0, examples.index), examples.images,
+                          examples.targets, np.full(21, eps, np.float32))
         for name in ('images', 'loss', 'acceptable'):  # first_fooled counts looks of one restart, or of all
             same(getattr(three, name)[right], getattr(wrapped, name)[right])
         assert not (three.acceptable & ~one.acceptable).any(), 'more restarts are never weaker'
@@ -146,7 +146,7 @@ def test_the_worst_case_is_taken_per_example(planted, grid):
 
 def test_what_cannot_be_evaluated_is_refused(planted, grid, clean):
     system = planted(RADII)
-    with pytest.raises(ValueError, match='eps_grid = .* must be finite and >= 0'):
+    with pytest.raises(ValueError, match=r'eps_grid = .* must be finite and >= 0'):
         grid(system, (.1, -.1))
     with pytest.raises(ValueError, match='num_restarts = 0 must be at least 1'):
         grid(system, (.1,), num_restarts=0)
@@ -156,7 +156,7 @@ def test_what_cannot_be_evaluated_is_refused(planted, grid, clean):
         grid(system, (.1,), examples=system.examples._replace(images=images))
     with pytest.raises(TypeError, match='divide 8-bit images by 255'):
         grid(system, (.1,), examples=system.examples._replace(images=np.zeros((13, 4, 4, 1), np.uint8)))
-    with pytest.raises(ValueError, match='row 0 holds 2, outside 0..1'):
+    with pytest.raises(ValueError, match=r'row 0 holds 2, outside 0\.\.1'):
         grid(system, (.1,), examples=system.examples._replace(targets=np.full(13, 2, np.int32)))
 
 
