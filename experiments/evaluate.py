@@ -19,7 +19,7 @@ from medrobust_jax.evaluate.records import Row
 from medrobust_jax.evaluate.suite import Examples
 from medrobust_jax.models.forward import apply_model
 from medrobust_jax.parallel.mesh import data_mesh
-from medrobust_jax.train.checkpoint import config_fingerprint, differing_fields, fingerprint, load_for_evaluation
+from medrobust_jax.train.checkpoint import config_fingerprint, differing_fields, load_for_evaluation
 
 
 def evaluate(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = None,
@@ -68,7 +68,7 @@ def subject_of(config: ConfigDict, workdir: str | Path, *, data_dir: str | None 
     identity = {'dataset': config.data.name, 'split': config.eval.split, 'model': config.model.name,
                 'defense': config.defense.name, 'seed': config.seed}
     fingerprints = {'config_fingerprint': config_fingerprint(trained),
-                    'checkpoint_fingerprint': fingerprint((params, model_state)),
+                    'checkpoint_fingerprint': metadata['checkpoint_fingerprint'],
                     'dataset_fingerprint': source.info.fingerprint}
     subject = Subject(forward, (params, model_state), task, identity, fingerprints)
     return subject, build.examples_of(source, config.eval.max_examples), task

@@ -1,0 +1,125 @@
+"""From configs to objects: misspelled names get the nearest, impossible values are refused, nobody is left out."""
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs.base import base_config, threat
+from experiments import build
+from medrobust_jax.core.types import Attack
+from medrobust_jax.data.source import ArraySource
+from medrobust_jax.tasks.classification import classification
+from medrobust_jax.tasks.ordinal import ordinal
+
+TASK = classification(3)
+DURATIONS = build.Durations(10, 100)
+
+
+def changed(**fields):
+    config = base_config('pgd_at')
+    for name, value in fields.items():
+        *parents, last = name.split('__')
+        target = config
+        for parent in parents:
+            target = target[parent]
+        with target.unlocked(), target.ignore_type():
+            target[last] = value
+    return config
+
+
+@pytest.mark.parametrize(('config', 'message'), [
+    (changed(sede=1), "unknown config field 'sede'; did you mean 'seed'"),
+    (changed(train__epocs=1), r"unknown config field 'train\.epocs'; did you mean 'train\.epochs'"),
+    (changed(defense__attack__nme='pgd'), r"did you mean 'defense\.attack\.name'"),
+    (changed(defense__eps=-1 / 255), r'config\.defense\.eps = -0\.0039\d+ must be finite and >= 0'),
+    (changed(validation__eps=float('nan')), r'config\.validation\.eps = nan must be finite'),
+    (changed(eval__eps=(1 / 255, -8 / 255)), r'config\.eval\.eps = .* must be finite and >= 0'),
+    (changed(eval__eps=()), r'config\.eval\.eps is empty'),
+    (changed(train__log_every=0), r'config\.train\.log_every = 0 must be positive'),
+    (changed(train__eval_every_epochs=0.), r'config\.train\.eval_every_epochs = 0\.0 must be positive'),
+    (changed(train__checkpoint_every_epochs=-1.), r'config\.train\.checkpoint_every_epochs = -1\.0 must be'),
+    (changed(train__batch_size=0), r'config\.train\.batch_size = 0 must be positive'),
+    (changed(train__epochs=float('nan')), r'config\.train\.epochs = nan must be positive'),
+    (changed(eval__max_examples=0), r'config\.eval\.max_examples = 0 must be positive'),
+    (changed(eval__block_width=0), r'config\.eval\.block_width = 0 must be positive'),
+])
+def test_configs_no_run_can_have(config, message):
+    with pytest.raises(ValueError, match=message):
+        build.check_config(config)
+
+
+def test_the_defaults_are_a_config():
+    for defense in build.DEFENSES:
+        build.check_config(base_config(defense))
+    with pytest.raises(ValueError, match="unknown defense 'trade'"):
+        base_config('trade')
+
+
+@pytest.mark.parametrize(('make', 'message'), [
+    (lambda: build.build_task(changed(task__name='ordinl'), 3), "did you mean 'ordinal'"),
+    (lambda: build.build_model(changed(model__name='resnet81'), TASK), "unknown model 'resnet81'; did you mean"),
+    (lambda: build.build_model(changed(model__options=ConfigDict({'widht': 3})), TASK), "did you mean 'width'"),
+    (lambda: build.build_defense(changed(defense__name='pgdat'), TASK, DURATIONS), "did you mean 'pgd_at'"),
+    (lambda: build.build_defense(changed(defense__attack__name='pdg'), TASK, DURATIONS), "did you mean 'pgd'"),
+    (lambda: build.build_defense(changed(defense__attack__options=ConfigDict({'nun_steps': 3})), TASK, DURATIONS),
+     "did you mean 'num_steps'"),
+    (lambda: build.build_defense(changed(defense__eps_low=.5), TASK, DURATIONS), 'eps_low = 0.5 exceeds'),
+    (lambda: build.build_optimizer(changed(optimizer__name='adan'), DURATIONS), "did you mean 'adam'"),
+    (lambda: build.build_optimizer(changed(optimizer__schedule='cosin'), DURATIONS), "did you mean 'cosine'"),
+    (lambda: build.build_augment(changed(data__augment=(('flip_horizontl', {}),))), "mean 'flip_horizontal'"),
+    (lambda: build.load_split(changed(data__name='retinamnits'), 'train', None), "did you mean 'retinamnist'"),
+    (lambda: build.load_split(base_config(), 'train', None), r'config\.data\.name is empty'),
+    (lambda: build.build_threats({'x': threat('pdg')}, TASK), "unknown attack 'pdg'; did you mean 'pgd'"),
+    (lambda: build.build_threats({'x': threat('pgd', norm='l3')}, TASK), "unknown norm.* 'l3'"),
+    (lambda: build.build_threats({'x': threat('pgd', num_step=3)}, TASK), "did you mean 'num_steps'"),
+    (lambda: build.build_threats({'x': threat('pgd', num_restarts=0)}, TASK), 'num_restarts >= 1'),
+    (lambda: build.build_threats({'x': {'attack': 'pgd', 'restarts': 3}}, TASK),
+     r"did you mean 'eval\.attacks\.x\.num_restarts'"),
+    (lambda: build.build_threats({'x': {'num_restarts': 3}}, TASK), 'needs an attack'),
+])
+def test_misspelled_names_get_the_nearest(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_threats_carry_plain_options_and_the_task_divergence():
+    task = ordinal(3)
+    threats = build.build_threats(ConfigDict({'a': threat('smia', num_steps=3), 'b': {'attack': 'fgsm'},
+                                              'c': threat('pgd', num_restarts=4, norm='l2')}), task)
+    assert [(t.name, t.norm, t.num_restarts, t.options) for t in threats] == [
+        ('a', 'linf', 1, {'attack': 'smia', 'num_steps': 3}), ('b', 'linf', 1, {'attack': 'fgsm'}),
+        ('c', 'l2', 4, {'attack': 'pgd', 'norm': 'l2'})]
+    assert all(isinstance(t.attack, Attack) for t in threats)
+
+
+def source(labels, num_classes):
+    images = np.arange(len(labels), dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8)
+    names = [str(label) for label in range(num_classes)]
+    return ArraySource(images, labels, name='sorted', split='val', class_names=names)
+
+
+def test_some_examples_of_a_sorted_source_are_some_of_every_class():
+    """Folders are sorted by class: the first rows of all would be of one class."""
+    sorted_source = source(np.repeat([0, 1, 2], [40, 20, 8]), 3)
+    few = build.examples_of(sorted_source, 17)
+    np.testing.assert_array_equal(np.bincount(few.targets), [10, 5, 2])
+    np.testing.assert_array_equal(few.images[:, 0, 0, 0], few.index.astype(np.float32) / np.float32(255))
+    np.testing.assert_array_equal(few.targets, sorted_source.labels[few.index])
+    more = build.examples_of(sorted_source, 30)
+    assert set(few.index) < set(more.index), 'more examples extend fewer'
+    for everything in (None, 68, 999):
+        np.testing.assert_array_equal(build.examples_of(sorted_source, everything).index, np.arange(68))
+    mixed = build.examples_of(source(np.arange(40) % 4, 4), 12)
+    np.testing.assert_array_equal(mixed.index, np.arange(12))
+
+
+def test_durations():
+    durations = build.Durations(7, 70)
+    assert [durations.steps(epochs) for epochs in (0, .01, .5, 1, 2.5)] == [0, 1, 4, 7, 18]
+
+
+def test_label_smoothing_is_for_training_alone():
+    config = changed(task__label_smoothing=.2)
+    logits, labels = jnp.array([[3., 0., 0.]]), jnp.array([0])
+    training, judged = (build.build_task(config, 3, training=t).loss(logits, labels) for t in (True, False))
+    assert training[0] > judged[0]
