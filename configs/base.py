@@ -1,10 +1,12 @@
 """Every field a run has, with its default and what it decides.
 
-Not a run of its own: the other configs start from it. Any field can be set on the command line,
+Not a run of its own: the other configs start from it. Any field can be set on the command line
+(a placeholder stands for None until it is set),
 
     python -m experiments.train --config=configs/retinamnist.py:trades --config.defense.eps=0.0157 --workdir=...
 """
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 DEFENSES = ('natural', 'pgd_at', 'trades')
 
@@ -18,7 +20,7 @@ def base_config(defense: str = 'natural') -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.name = ''  # as medrobust_jax.data.registry.load takes it
-    config.data.size = None  # height and width to resize to; None keeps the files' size
+    config.data.size = placeholder(int)  # height and width to resize to; None keeps the files' size
     config.data.options = ConfigDict()  # further options of the data set's opener
     config.data.train_split = 'train'
     config.data.validation_split = 'val'
@@ -37,7 +39,7 @@ def base_config(defense: str = 'natural') -> ConfigDict:
     config.defense = ConfigDict()
     config.defense.name = defense
     config.defense.eps = 8 / 255  # radius of the training attack, in units of [0, 1]
-    config.defense.eps_low = None  # a number: draw U(eps_low, eps) anew for every batch
+    config.defense.eps_low = placeholder(float)  # a number: draw U(eps_low, eps) anew for every batch
     config.defense.warmup_epochs = 0.0  # eps grows from 0 over so many epochs
     config.defense.clean_weight = 0.0  # pgd_at: share of the clean loss
     config.defense.beta = 6.0  # trades
@@ -55,7 +57,7 @@ def base_config(defense: str = 'natural') -> ConfigDict:
     config.train = ConfigDict()
     config.train.epochs = 30.0
     config.train.batch_size = 128  # over all devices
-    config.train.ema_decay = None  # a number in [0, 1): evaluate a moving average of the weights
+    config.train.ema_decay = placeholder(float)  # a number in [0, 1): evaluate a moving average of the weights
     config.train.eval_every_epochs = 1.0
     config.train.checkpoint_every_epochs = 1.0
     config.train.log_every = 10  # steps
@@ -66,7 +68,7 @@ def base_config(defense: str = 'natural') -> ConfigDict:
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-4
     config.optimizer.decay_norm_and_bias = False
-    config.optimizer.clip_norm = None
+    config.optimizer.clip_norm = placeholder(float)
     config.optimizer.schedule = 'one_cycle'  # constant, cosine, one_cycle, piecewise
     config.optimizer.learning_rate = 0.1  # the schedule's peak
     config.optimizer.warmup_epochs = 0.0  # of the learning rate; one_cycle has its own
@@ -80,7 +82,7 @@ def base_config(defense: str = 'natural') -> ConfigDict:
     config.eval = ConfigDict()  # read by experiments.evaluate alone: may differ from the training run's
     config.eval.split = 'test'
     config.eval.checkpoint = 'best'  # or 'latest'
-    config.eval.max_examples = None  # None: the whole split
+    config.eval.max_examples = placeholder(int)  # None: the whole split
     config.eval.eps = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
     config.eval.seed = 0
     config.eval.block_width = 16  # images per fixed block; decides the last bits, recorded with results

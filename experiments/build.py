@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from configs.base import base_config, threat
+from configs.base import DEFENSES, base_config, threat
 from medrobust_jax.attacks.registry import create_attack
 from medrobust_jax.core import balls
 from medrobust_jax.core.checks import check_eps, did_you_mean
@@ -30,7 +30,6 @@ from medrobust_jax.tasks.classification import classification
 from medrobust_jax.tasks.ordinal import ordinal
 from medrobust_jax.train.optim import create_optimizer, create_schedule
 
-DEFENSES = ('natural', 'pgd_at', 'trades')
 TASKS = ('classification', 'ordinal')
 _OPEN = ('options', 'attacks')  # fields whose keys are checked where they are used
 _POSITIVE = ('train.epochs', 'train.batch_size', 'train.eval_every_epochs', 'train.checkpoint_every_epochs',
@@ -134,10 +133,9 @@ def build_defense(config: ConfigDict, task: Task, durations: Durations) -> Defen
     shared = {'radius': radius.warmed_up(eps, steps=durations.steps(chosen.warmup_epochs)),
               'attack_batch_norm': chosen.attack_batch_norm}
     attack = create_attack(chosen.attack.name, **chosen.attack.options.to_dict())
-    if chosen.name == 'pgd_at':
-        defense = pgd_at(task, attack, clean_weight=chosen.clean_weight, **shared)
-    else:
-        defense = trades(task, attack, beta=chosen.beta, **shared)
+    makers = {'pgd_at': lambda: pgd_at(task, attack, clean_weight=chosen.clean_weight, **shared),
+              'trades': lambda: trades(task, attack, beta=chosen.beta, **shared)}
+    defense = makers[chosen.name]()
     return with_weight_perturbation(defense, gamma=chosen.awp_gamma,
                                     start_step=durations.steps(chosen.awp_start_epoch))
 

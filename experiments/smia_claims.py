@@ -18,7 +18,7 @@ Every row has the interval of a paired bootstrap over images; 'supported' is Tru
 interval lies on the claim's side, False where it lies on the other, else None.
 """
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,8 @@ def judge_claims(config: ConfigDict, workdir: str, *, eps_grid: Sequence[float],
     layout = make_layout(data_mesh(), width=config.eval.block_width, chunk=config.eval.chunk)
     model, seed = (subject.forward, subject.variables, task), config.eval.seed
     clean = clean_point(*model, examples, layout=layout, seed=seed)
-    common = {**subject.identity, **subject.fingerprints, 'num_steps': NUM_STEPS, 'attack_seed': seed}
+    common = {**subject.identity, 'num_steps': NUM_STEPS, 'attack_seed': seed,
+              'provenance': records.provenance(**subject.fingerprints, block_width=layout.width)}
     rows = []
     for eps in eps_grid:
         standing = {}
@@ -124,7 +125,7 @@ def judge_claims(config: ConfigDict, workdir: str, *, eps_grid: Sequence[float],
                  for ours in variants() for other in rivals()]
         rows += stability_rows(partial(stability, *model, examples=examples, eps=eps, layout=layout, seed=seed),
                                task, eps)
-    return [{**common, **row, 'provenance': records.provenance(block_width=layout.width)} for row in rows]
+    return [{**common, **row} for row in rows]
 
 
 def success_row(ours_standing: np.ndarray, other_standing: np.ndarray, *, ours: str, other: str, eps: float
@@ -165,14 +166,18 @@ def _judged(difference: Any, *, lower_is_better: bool) -> dict[str, Any]:
 def write_rows(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     """Replaces the rows of the same models in a JSONL file and keeps the others."""
     path = Path(path)
-    who = {row['checkpoint_fingerprint'] for row in rows}
+    who = {_checkpoint(row) for row in rows}
     kept = []
     if path.exists():
-        kept = [row for row in map(json.loads, path.read_text().splitlines()) if row['checkpoint_fingerprint'] not in who]
+        kept = [row for row in map(json.loads, path.read_text().splitlines()) if _checkpoint(row) not in who]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_path = path.with_suffix('.partial')
     partial_path.write_text(''.join(json.dumps(row, allow_nan=False) + '\n' for row in [*kept, *rows]))
     partial_path.replace(path)
+
+
+def _checkpoint(row: Mapping[str, Any]) -> str:
+    return row['provenance']['checkpoint_fingerprint']
 
 
 if __name__ == '__main__':

@@ -25,7 +25,8 @@ from medrobust_jax.metrics.intervals import proportion
 
 RESERVED = ('clean', 'worst_case')  # names of rows that are no threat's
 # Pairs in which the first attack should not beat the second, by the name of the method.
-WEAKER = (('fgsm', 'pgd'), ('fgsm', 'smia'), ('ifgsm', 'pgd'))
+WEAKER = (('fgsm', 'pgd'), ('fgsm', 'smia'), ('ifgsm', 'pgd'),
+          ('noise', 'fgsm'), ('noise', 'ifgsm'), ('noise', 'pgd'), ('noise', 'smia'))
 
 
 class Subject(NamedTuple):

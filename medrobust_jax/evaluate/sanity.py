@@ -95,7 +95,8 @@ def check_floor(forward: ModelForward, variables: PyTree, task: Task, threat: Th
                 layout: Layout, seed: int, num_examples: int = 64, limit: float = 0.1) -> tuple[str, ...]:
     """Whether a huge eps breaks nearly everything, as it must; if not, the attack does not work.
 
-    Only for norms in `FLOOR_EPS`, and not for a single step, which may overshoot on a healthy model.
+    Only for norms in `FLOOR_EPS`, and neither for a single step, which may overshoot on a healthy
+    model, nor for attacks without gradients.
     """
     if threat.norm not in FLOOR_EPS or threat.attack.num_steps < 2:
         return ()
@@ -104,7 +105,8 @@ def check_floor(forward: ModelForward, variables: PyTree, task: Task, threat: Th
     (point,) = attack_grid(forward, variables, task, threat._replace(num_restarts=1), few, (eps,), layout=layout,
                            seed=seed)
     left = float(point.result.acceptable.mean())
-    return () if left <= limit else (
+    # Without gradients even a huge ball need not be searched well: that says nothing of masking.
+    return () if left <= limit or point.backward_passes == 0 else (
         f'{threat.name} at eps {eps:g} leaves {left:.0%} of {len(few.images)} images standing (at most '
         f'{limit:.0%} expected): its gradients are masked or it needs more steps',)
 
