@@ -119,6 +119,7 @@ if __name__ == '__main__':
     flags.DEFINE_multi_string('workdir', None, 'An evaluated run; give the flag once for each.')
     flags.DEFINE_string('out', 'report.html', 'The page to write.')
     flags.DEFINE_string('title', 'Adversarial robustness', "The page's title.")
+    flags.DEFINE_string('tables', None, 'A Markdown file to write the tables to as well.')
     flags.mark_flag_as_required('workdir')
     main.define_debug_flag()
 
@@ -127,7 +128,13 @@ if __name__ == '__main__':
         chosen = flags.FLAGS
         command = ' '.join(['python -m experiments.report', *(f'--workdir={each}' for each in chosen.workdir),
                             f'--out={chosen.out}'])
-        main.guarded(lambda: print(text_tables(write_report(chosen.workdir, chosen.out, title=chosen.title,
-                                                            commands=[command]))))
+
+        def work() -> None:
+            rows = write_report(chosen.workdir, chosen.out, title=chosen.title, commands=[command])
+            if chosen.tables:
+                Path(chosen.tables).write_text(text_tables(rows, markdown=True) + '\n', encoding='utf-8')
+            print(text_tables(rows))
+
+        main.guarded(work)
 
     app.run(report, flags_parser=main.parse_flags)
