@@ -1,0 +1,108 @@
+"""Every config with every defense is a run: it builds, and one training step fits together."""
+import importlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import configs
+from experiments import build
+from medrobust_jax.data import loader, registry
+from medrobust_jax.data.medmnist import DATASETS
+from medrobust_jax.data.source import ArraySource
+from medrobust_jax.models.forward import apply_model, init_variables
+from medrobust_jax.parallel.mesh import data_mesh, put_batch
+from medrobust_jax.train.state import create_state
+from medrobust_jax.train.step import make_train_step
+
+PARTS = ('__init__', 'base', 'medmnist_cpu')  # what configs are made of
+NAMES = sorted(path.stem for path in Path(configs.__file__).parent.glob('*.py') if path.stem not in PARTS)
+ROWS = 16
+
+
+def get_config(name, defense):
+    return importlib.import_module(f'configs.{name}').get_config(defense)
+
+
+def images_like(name, split, *, size=None, **_):
+    """Random images in the shape of the named data set, every class among them."""
+    classes, channels = (DATASETS[name].class_names, DATASETS[name].channels) if name in DATASETS else ('abcd', 1)
+    size = size or 28
+    pixels = np.random.default_rng(0).integers(0, 256, (ROWS, size, size, channels), dtype=np.uint8)
+    return ArraySource(pixels, np.arange(ROWS) % len(classes), name=name, split=split, class_names=list(classes))
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """`parts(config)` -> (weights of key, state of weights, train step, batch) on one device, eight images."""
+    monkeypatch.setattr(registry, 'load', lambda name, split, data_dir=None, **options: images_like(
+        name, split, **options))
+
+    def make(config):
+        build.check_config(config)
+        config.train.batch_size = 8
+        source = build.load_split(config, config.data.train_split, None)
+        task = build.build_task(config, source.info.num_classes, training=True)
+        module, durations = build.build_model(config, task), build.build_durations(config, source)
+        defense, optimizer = build.build_defense(config, task, durations), build.build_optimizer(config, durations)
+        build.build_threats(config.eval.attacks, task)
+        forward, mesh = apply_model(module), data_mesh(jax.devices()[:1])
+        image_shape = source.info.image_shape
+
+        def state_of(variables):
+            return create_state(forward, *variables, defense, optimizer, num_train=len(source),
+                                image_shape=image_shape, seed=0, mesh=mesh, ema_decay=config.train.ema_decay)
+
+        step = make_train_step(forward, defense, optimizer, augment=build.build_augment(config), seed=0,
+                               ema_decay=config.train.ema_decay, mesh=mesh)
+        batch = next(loader.train_batches(source, batch_size=8, seed=0, class_balanced=config.data.class_balanced))
+        return lambda key: init_variables(module, key, image_shape), state_of, step, put_batch(mesh, batch)
+    return make
+
+
+@pytest.mark.parametrize('defense', build.DEFENSES)
+@pytest.mark.parametrize('name', NAMES)
+def test_a_step_fits_together(parts, name, defense):
+    """Traced, not computed: a ResNet-18's step takes a CPU minutes to compile for all of them."""
+    config = get_config(name, defense)
+    assert config.defense.name == defense
+    weights, state_of, step, batch = parts(config)
+    shapes = jax.eval_shape(weights, build.init_key(0))
+    state = state_of(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
+    after, metrics = jax.eval_shape(step, state, batch)
+    before, after = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), each) for each in (state, after))
+    assert before == after, 'a step keeps shapes and dtypes, or the next one is compiled again'
+    assert {'loss', 'gradient_norm'} <= set(metrics)
+
+
+@pytest.mark.slow
+def test_a_step_learns(parts):
+    weights, state_of, step, batch = parts(get_config('oct_phantom', 'pgd_at'))
+    state = state_of(weights(build.init_key(0)))
+    before = jax.tree.map(np.array, state.params)
+    state, metrics = step(state, batch)
+    assert int(state.step) == 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, metrics)))
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before, state.params)
+    assert max(jax.tree.leaves(moved)) > 0
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_docstring_gives_the_command(name):
+    text = importlib.import_module(f'configs.{name}').__doc__
+    assert f'--config=configs/{name}.py' in text
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_an_unknown_defense_is_refused(name):
+    with pytest.raises(ValueError, match=r"unknown defense 'tradse' after the colon of --config"):
+        get_config(name, 'tradse')
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_checkpoint_is_chosen_by_what_the_defense_is_for(name):
+    for defense in build.DEFENSES:
+        metric = get_config(name, defense).validation.select_metric
+        assert metric.startswith('robust_') == (defense != 'natural')
