@@ -144,8 +144,9 @@ def _image_gradient(images: Array, kernels: Array, gradient: Array, window: Wind
         if not row.count or not column.count:  # e.g. the odd pixels of a 1x1 kernel with stride 2
             return jnp.zeros((images.shape[0], *lengths, images.shape[3]), gradient.dtype)
         chosen = transposed[row.first :: row.step, column.first :: column.step][::-1, ::-1]
-        # XLA thinks a reversal too cheap to move out of a loop, but it copies the weights once per
-        # attack step. The barrier is moved, and what it waits for with it: 1.2-1.4 times faster.
+        # XLA thinks a reversal too cheap to move out of a loop, but it copies the weights at every
+        # attack step. The barrier is moved out, and with it what it waits for: a ResNet-18's attack
+        # gets 1.4 times faster in blocks of 8 images, a little in large batches.
         chosen = lax.optimization_barrier(chosen)
         pads = tuple(
             ((phase.count - 1) * phase.back - phase.shift, length + phase.shift - size)
