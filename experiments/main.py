@@ -60,7 +60,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         rest = FLAGS(argv)
         if 'config' in FLAGS:
-            _ = FLAGS.config  # ml_collections reports a missing file only when asked
+            getattr(FLAGS.config, 'seed', None)  # ml_collections reports a missing file only when asked
         return rest
     except Exception as error:  # a config file is a program, and may raise anything
         if '--debug' in argv:

@@ -1,6 +1,7 @@
 """What every program does first: flags for the compiler, the canary, and the compilation cache."""
 import os
-from logging import INFO, WARNING, getLogger
+import sys
+from logging import WARNING, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ def start(cache_dir: str | None = None) -> None:
         ~/.cache/medrobust_jax; an empty string keeps none.
     """
     numerics.configure_xla()
-    logging.get_absl_logger().addFilter(_is_ours_or_serious)
+    logging.get_absl_logger().addFilter(_is_ours_or_a_warning)
+    sys.unraisablehook = _quiet_about_closed_loops
     getLogger('jax').setLevel(WARNING)  # it lists the accelerators that are absent
     if cache_dir is None:
         cache_dir = os.environ.get('MEDROBUST_CACHE', str(Path.home() / '.cache' / 'medrobust_jax'))
@@ -29,6 +31,12 @@ def start(cache_dir: str | None = None) -> None:
     logging.info('JAX %s on %s', jax.__version__, jax.devices())
 
 
-def _is_ours_or_serious(record: Any) -> bool:
-    """Drops the many informational lines of the checkpoint library, which share absl's logger."""
-    return record.levelno > INFO or 'orbax' not in record.pathname
+def _is_ours_or_a_warning(record: Any) -> bool:
+    """Drops what the checkpoint library logs, but for warnings: its errors are raised as well."""
+    return 'orbax' not in record.pathname or record.levelno == WARNING
+
+
+def _quiet_about_closed_loops(unraisable: Any) -> None:
+    """Keeps quiet what the checkpoint library's other writes say after one has failed, as on a full disk."""
+    if 'Event loop is closed' not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
