@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 RUN = $(BIN)/python
 
-.PHONY: demo test test-long test-peers lint bench clean
+.PHONY: demo test test-long test-peers lint types bench clean
 
 $(VENV)/installed: setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -24,17 +24,23 @@ test: $(VENV)/installed  ## the test suite; with MEDROBUST_DATA set, on real ima
 test-long: $(VENV)/installed  ## checks that take minutes
 	$(RUN) -m pytest -m long
 
-test-peers: $(VENV)/installed  ## comparisons with PyTorch (Python 3.11, CPU)
-	$(RUN) -m pip install --quiet --editable '.[peers]'
-	$(RUN) -m pip install --quiet --no-deps torchattacks
+test-peers: peers  ## comparisons with PyTorch (Python 3.11, CPU)
 	$(RUN) -m pytest -m peers
 
-lint: $(VENV)/installed  ## style and types
-	$(BIN)/ruff check .
-	$(BIN)/pyright --pythonpath $(RUN)
+.PHONY: peers
+peers: $(VENV)/installed
+	$(RUN) -m pip install --quiet --editable '.[peers]'
+	$(RUN) -m pip install --quiet --no-deps torchattacks
 
-bench: $(VENV)/installed  ## speed and memory against PyTorch peers; see benchmarks/README.md
-	$(RUN) -m benchmarks.pgd_speed
+lint: $(VENV)/installed  ## style
+	$(BIN)/ruff check .
+
+types: $(VENV)/installed  ## types; fetches Node.js where it is missing
+	$(BIN)/pyright --pythonpath $(RUN) < /dev/null
+
+bench: peers  ## speed and memory against PyTorch peers; see benchmarks/README.md
+	$(RUN) -m benchmarks.pgd_speed --out=benchmarks/results/pgd_speed.jsonl
+	$(RUN) -m benchmarks.training_memory --out=benchmarks/results/training_memory.jsonl
 
 clean:
 	rm -rf demo $(VENV) build *.egg-info

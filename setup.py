@@ -1,4 +1,6 @@
 """Package metadata and dependencies; the tools' settings are in pyproject.toml."""
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 # jaxlib 0.10.2 and 0.11 or newer compute some CPU reductions wrong without a flag that
@@ -37,7 +39,7 @@ setup(
     name='medrobust_jax',
     version='0.1.0',
     description='Adversarial robustness of medical-image models in JAX: attacks, defenses, evaluation',
-    long_description=open('README.md', encoding='utf-8').read(),
+    long_description=Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['medrobust_jax*', 'experiments*', 'configs*']),

@@ -79,7 +79,7 @@ def base_config(defense: str = 'natural') -> ConfigDict:
     config.validation.num_steps = 10
     config.validation.max_examples = 1000  # the first so many of the validation split
 
-    config.eval = ConfigDict()  # read by experiments.evaluate alone: may differ from the training run's
+    config.eval = ConfigDict()  # may differ from the training run's; validation uses block_width and chunk too
     config.eval.split = 'test'
     config.eval.checkpoint = 'best'  # or 'latest'
     config.eval.max_examples = placeholder(int)  # None: the whole split

@@ -1,11 +1,11 @@
 """MedMNIST at 28 pixels with a ResNet-18 and the survey's schedule, for one GPU or TPU board.
 
-    python -m experiments.train    --config=configs/resnet18_gpu.py:trades --config.data.name=retinamnist --workdir=runs/gpu
-    python -m experiments.evaluate --config=configs/resnet18_gpu.py:trades --config.data.name=retinamnist --workdir=runs/gpu
+    python -m experiments.train    --config=configs/resnet18_gpu.py:trades --workdir=runs/gpu
+    python -m experiments.evaluate --config=configs/resnet18_gpu.py:trades --workdir=runs/gpu
 
-The survey's training: SGD, one-cycle to .01 over 100 epochs, weight decay 1e-3, batch 32, class-balanced sampling, PGD-10,
-beta 6. Any data set works, e.g. --config.data.name=folder:my_images --config.data.size=224
---config.model.options.stem=large.
+RetinaMNIST unless --config.data.name says otherwise. The survey's training: SGD, one-cycle to .01 over 100 epochs,
+weight decay 1e-3, batch 32, class-balanced sampling, PGD-10, beta 6. Any data set works, e.g.
+--config.data.name=folder:my_images --config.data.size=224 --config.model.options.stem=large.
 """
 from ml_collections import ConfigDict
 

@@ -78,14 +78,18 @@ def examples_of(source: Source, max_examples: int | None) -> Examples:
     """
     rows = np.arange(len(source))
     if max_examples is not None and max_examples < len(source):
-        labels = all_labels(source)
-        place = np.empty(len(source))  # in its class, from 0 to 1
-        for label in np.unique(labels):
-            members = labels == label
-            place[members] = np.arange(members.sum()) / members.sum()
-        rows = np.sort(np.argsort(place, kind='stable')[:max_examples])
+        rows = share_of_each_class(all_labels(source), max_examples)
     images, labels, groups = gather(Subset(source, rows))
     return Examples(images, labels, rows, groups)
+
+
+def share_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
+    """`count` rows (fewer if there are fewer), the first ones of every class in proportion to its size."""
+    place = np.empty(len(labels))  # in its class, from 0 to 1
+    for label in np.unique(labels):
+        members = labels == label
+        place[members] = np.arange(members.sum()) / members.sum()
+    return np.sort(np.argsort(place, kind='stable')[:count])
 
 
 def build_task(config: ConfigDict, num_classes: int, *, training: bool = False) -> Task:

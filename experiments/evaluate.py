@@ -1,4 +1,6 @@
-"""Attacks a trained model: `python -m experiments.evaluate --config=configs/retinamnist.py:trades --workdir=runs/trades`.
+"""Attacks a trained model.
+
+    python -m experiments.evaluate --config=configs/retinamnist.py:trades --workdir=runs/trades
 
 Writes results.jsonl, verdicts/ and pictures.npz into the workdir and prints the table.
 """

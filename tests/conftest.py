@@ -11,7 +11,8 @@ numerics.configure_xla()
 import jax  # noqa: E402 - the flag above must be set before JAX starts
 
 jax.config.update('jax_num_cpu_devices', 8)
-jax.config.update('jax_compilation_cache_dir', os.environ.get('MEDROBUST_CACHE', str(Path.home() / '.cache/medrobust_jax')))
+CACHE = os.environ.get('MEDROBUST_CACHE', str(Path.home() / '.cache' / 'medrobust_jax'))
+jax.config.update('jax_compilation_cache_dir', CACHE)
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 

@@ -9,6 +9,8 @@ Example:
 
     softened = smooth(gradient, gaussian_weights(size=3, sigma=1.0))      # [B, *spatial, C]
 """
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -48,7 +50,8 @@ def smooth(images: Array, weights: tuple[float, ...], *, dilation: int = 1) -> A
         padding[axis] = (reach, reach)
         padded = jnp.pad(images, padding)
         size = images.shape[axis]
-        images = sum(weight * _window(padded, axis, tap * dilation, size) for tap, weight in enumerate(weights))
+        taps = [weight * _window(padded, axis, tap * dilation, size) for tap, weight in enumerate(weights)]
+        images = functools.reduce(jnp.add, taps)
     return images
 
 

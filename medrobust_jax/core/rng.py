@@ -13,11 +13,12 @@ Example:
 """
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from medrobust_jax.core.types import Array
 
 
-def example_keys(seed: int | Array, index: Array, *folds: int | Array) -> Array:
+def example_keys(seed: int | Array, index: Array | np.ndarray, *folds: int | Array) -> Array:
     """One typed key per example.
 
     Args:

@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 Array = jax.Array
 PyTree = Any
@@ -114,7 +115,7 @@ class Attack(NamedTuple):
 
 
 class AttackResult(NamedTuple):
-    """What an attack found.
+    """What an attack found, on the device or, in an evaluation, on the host.
 
     Attributes:
       images: `[B, *spatial, C]`, the strongest image found per example.
@@ -123,10 +124,10 @@ class AttackResult(NamedTuple):
       first_fooled: `[B]` int32, the first look that fooled the model; -1 if none did.
     """
 
-    images: Array
-    loss: Array
-    acceptable: Array
-    first_fooled: Array
+    images: Array | np.ndarray
+    loss: Array | np.ndarray
+    acceptable: Array | np.ndarray
+    first_fooled: Array | np.ndarray
 
 
 class Task(NamedTuple):

@@ -46,18 +46,18 @@ def passes_of(attack: Attack, victim: Victim, *, image_shape: tuple[int, ...], t
     """
     counts = {'forward': 0, 'backward': 0}
 
-    @jax.custom_vjp
-    def counted(images: Array, keys: Array) -> Any:
+    def forward(images: Array, keys: Array) -> Any:
         counts['forward'] += images.shape[0]
         return victim.forward(images, keys)
 
     def forward_rule(images: Array, keys: Array) -> Any:
-        return counted.fun(images, keys), (images, keys)
+        return forward(images, keys), (images, keys)
 
     def backward_rule(residuals: Any, cotangent: Any) -> Any:
         counts['backward'] += residuals[0].shape[0]
         return jnp.zeros_like(residuals[0]), np.zeros(residuals[1].shape, jax.dtypes.float0)
 
+    counted = jax.custom_vjp(forward)
     counted.defvjp(forward_rule, backward_rule)
 
     def look(images: Array, targets: Targets) -> Array:

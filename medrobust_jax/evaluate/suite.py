@@ -159,7 +159,7 @@ def attack_grid(forward: ModelForward, variables: PyTree, task: Task, threat: Th
         outputs = score(variables, base_keys, result.images)
         rescored = np.asarray(task.acceptable(outputs, examples.targets))
         forward_passes = (steps * passes.forward + runs * passes.last_look) / len(rescored)
-        yield GridPoint(float(eps), result, outputs, attacked, rescored, forward_passes,
+        yield GridPoint(float(eps), result, outputs, np.asarray(attacked), rescored, forward_passes,
                         steps * passes.backward / len(rescored), time.monotonic() - started)
 
 

@@ -35,7 +35,7 @@ def initialize(coordinator_address: str | None = None, num_processes: int | None
     given = (coordinator_address, num_processes, process_id)
     if automatic:
         if any(value is not None for value in given):
-            raise ValueError(f'automatic leaves no choice of coordinator_address, num_processes, process_id: {given}')
+            raise ValueError(f'automatic leaves no choice of address, number and id of processes, got {given}')
         jax.distributed.initialize()
         return
     if all(value is None for value in given):
