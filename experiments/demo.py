@@ -36,7 +36,8 @@ def demo(workdir: str | Path) -> Path:
     names = load('oct_phantom', 'test').info.class_names
     out = Path(workdir) / 'report.html'
     rows = write_report(workdirs, out, title='OCT-like phantoms: natural and adversarial training',
-                        commands=COMMANDS, notes=NOTES, class_names=names, attacks=('pgd20', 'smia20'), eps=4 / 255)
+                        commands=COMMANDS, notes=NOTES, class_names=names, attacks=('pgd20', 'smia20'),
+                        eps=4 / 255)
     print('\n' + text_tables(rows))
     return out
 

@@ -157,7 +157,8 @@ def stability_rows(measure: Callable[..., dict[str, np.ndarray]], task: Task, ep
                             ('share_of_falling_steps', False)):
             difference = paired_bootstrap(np.mean, (baseline[what],), (ours[what],))
             rows.append({'claim': 2 if lower else 3, 'eps': eps, 'ours': name, 'other': 'smia_a2_0',
-                         'measure': what, 'ours_value': float(ours[what].mean()), 'other_value': float(baseline[what].mean()),
+                         'measure': what, 'ours_value': float(ours[what].mean()),
+                         'other_value': float(baseline[what].mean()),
                          **_judged(difference, lower_is_better=lower), 'n': len(ours[what])})
     return rows
 

@@ -66,8 +66,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, *, data_dir: str
 
 def _train_batches(source: Any, config: ConfigDict, start_step: int) -> Any:
     return loader.train_batches(source, batch_size=config.train.batch_size, seed=config.seed,
-                                start_step=start_step, class_balanced=config.data.class_balanced, process_index=jax.process_index(),
-                                process_count=jax.process_count())
+                                start_step=start_step, class_balanced=config.data.class_balanced,
+                                process_index=jax.process_index(), process_count=jax.process_count())
 
 
 def validator(config: ConfigDict, module: Any, examples: Any, *, num_classes: int, mesh: Any) -> Any:
