@@ -189,8 +189,9 @@ class Checkpoints:
           OSError: where it could not be.
         """
         self._finish()
-        for manager in (self._best, self._latest):
-            manager.close()
+        with writing_to(self.folder, Exception):
+            for manager in (self._best, self._latest):
+                manager.close()
 
     def _finish(self) -> None:
         """Waits for both managers: across processes their background threads share one barrier's
