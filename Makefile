@@ -19,7 +19,7 @@ demo: $(VENV)/installed  ## train, attack, report on generated scans; demo/repor
 	$(RUN) -m experiments.demo --workdir=demo
 
 test: $(VENV)/installed  ## the test suite; with MEDROBUST_DATA set, on real images too
-	$(RUN) -m pytest -m 'not long and not peers'
+	$(RUN) -m pytest -n 2 --dist loadfile -m 'not long and not peers'
 
 test-long: $(VENV)/installed  ## checks that take minutes
 	$(RUN) -m pytest -m long
