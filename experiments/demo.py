@@ -1,7 +1,7 @@
 """The main job, end to end, on generated scans: `python -m experiments.demo --workdir=demo` (or `make demo`).
 
 Trains a natural and an adversarially trained model, attacks both, prints the table, writes
-report.html. Run again, it goes on where it stopped; with finished models it only attacks again.
+report.html and picture.png. Run again, it goes on where it stopped; with finished models it only attacks again.
 """
 import time
 from pathlib import Path
@@ -11,9 +11,10 @@ from absl import app, flags
 from configs import oct_phantom
 from experiments import main, runtime
 from experiments.evaluate import evaluate
-from experiments.report import text_tables, write_report
+from experiments.report import pictures_of, text_tables, write_report
 from experiments.train import train_and_evaluate
 from medrobust_jax.data.registry import load
+from medrobust_jax.report.figures import picture_figure, to_png
 
 COMMANDS = ('make demo',
             'python -m experiments.train --config=configs/oct_phantom.py:pgd_at --workdir=demo/pgd_at',
@@ -38,6 +39,8 @@ def demo(workdir: str | Path) -> Path:
     rows = write_report(workdirs, out, title='OCT-like phantoms: natural and adversarial training',
                         commands=COMMANDS, notes=NOTES, class_names=names, attacks=('pgd20', 'smia20'),
                         eps=4 / 255)
+    (picture, *_) = pictures_of(workdirs[0], title='natural', class_names=names, attacks=('pgd20',), eps=4 / 255)
+    (Path(workdir) / 'picture.png').write_bytes(to_png(picture_figure(picture)))
     print('\n' + text_tables(rows))
     return out
 
