@@ -38,9 +38,9 @@ def gather_rows(workdirs: Sequence[str | Path]) -> list[Row]:
     return rows
 
 
-def text_tables(rows: Sequence[Row], *, markdown: bool = False) -> str:
-    """The robustness tables of all data sets and norms in `rows`."""
-    tables = [robustness_table(panel, compact=True) for panel in summarize(rows)]
+def text_tables(rows: Sequence[Row], *, markdown: bool = False, metric: str | None = None) -> str:
+    """The robustness tables of all data sets and norms in `rows`; robust accuracy unless `metric` is named."""
+    tables = [robustness_table(panel, compact=True) for panel in summarize(rows, metric=metric)]
     return '\n\n'.join(to_markdown(table) if markdown else to_text(table) for table in tables)
 
 
@@ -119,7 +119,8 @@ if __name__ == '__main__':
     flags.DEFINE_multi_string('workdir', None, 'An evaluated run; give the flag once for each.')
     flags.DEFINE_string('out', 'report.html', 'The page to write.')
     flags.DEFINE_string('title', 'Adversarial robustness', "The page's title.")
-    flags.DEFINE_string('tables', None, 'A Markdown file to write the tables to as well.')
+    flags.DEFINE_string('tables', None, 'A Markdown file to write tables to as well, one per metric.')
+    flags.DEFINE_list('metrics', ['robust_accuracy'], 'What the Markdown tables show.')
     flags.mark_flag_as_required('workdir')
     main.define_debug_flag()
 
@@ -132,7 +133,8 @@ if __name__ == '__main__':
         def work() -> None:
             rows = write_report(chosen.workdir, chosen.out, title=chosen.title, commands=[command])
             if chosen.tables:
-                Path(chosen.tables).write_text(text_tables(rows, markdown=True) + '\n', encoding='utf-8')
+                tables = [text_tables(rows, markdown=True, metric=metric) for metric in chosen.metrics]
+                Path(chosen.tables).write_text('\n\n'.join(tables) + '\n', encoding='utf-8')
             print(text_tables(rows))
 
         main.guarded(work)
