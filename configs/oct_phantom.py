@@ -22,14 +22,15 @@ def get_config(defense: str = 'natural') -> ConfigDict:
     config.defense.warmup_epochs = 8.0
     config.defense.attack.options.num_steps = 5
     config.defense.attack.options.relative_step_size = 0.5
-    config.train.epochs = 15.0 if natural else 16.0
+    config.train.epochs = 10.0 if natural else 14.0
     config.train.batch_size = 64
-    config.train.eval_every_epochs = 5.0 if natural else 4.0
+    config.train.eval_every_epochs = 5.0 if natural else 7.0
     config.train.checkpoint_every_epochs = config.train.eval_every_epochs
     config.optimizer.name = 'adamw'
     config.optimizer.learning_rate = 3e-3
     config.validation.eps = 4 / 255
     config.validation.max_examples = 200
+    config.eval.max_examples = 300
     config.eval.block_width = 32
     config.eval.chunk = 128
     config.eval.attacks = ConfigDict({'fgsm': threat('fgsm'), 'pgd20': threat('pgd', num_steps=20),
