@@ -116,8 +116,9 @@ def judge_claims(config: ConfigDict, workdir: str, *, eps_grid: Sequence[float],
     clean = clean_point(*model, examples, layout=layout, seed=seed)
     chosen = build.share_of_each_class(np.asarray(examples.targets), NUM_STABILITY)
     few = jax.tree.map(lambda column: column[chosen], examples)
-    common = {**subject.identity, 'num_steps': NUM_STEPS, 'attack_seed': seed,
-              'provenance': records.provenance(**subject.fingerprints, block_width=layout.width)}
+    evidence = records.provenance(**subject.fingerprints, block_width=layout.width)
+    evidence.pop('wall_seconds')  # not measured here
+    common = {**subject.identity, 'num_steps': NUM_STEPS, 'attack_seed': seed, 'provenance': evidence}
     rows = []
     for eps in eps_grid:
         standing = {}
