@@ -78,7 +78,7 @@ def subject_of(config: ConfigDict, workdir: str | Path, *, data_dir: str | None 
 
 @dataclasses.dataclass
 class Bars:
-    """One progress bar per attack, counting examples attacked over restarts and eps, with throughput."""
+    """One progress bar per attack, counting examples whose verdicts are known, with the time left."""
 
     shown: bool | None = None
     _bar: Any = None
@@ -95,15 +95,15 @@ class Bars:
             self._bar.close()
             self._bar = None
 
-    def advance(self, name: str, count: int, num_examples: int) -> None:
-        """Adds `count` attacked examples to the bar of attack `name`."""
+    def advance(self, name: str, done: int, total: int) -> None:
+        """Moves the bar of attack `name` to `done` of `total` examples."""
         if name != self._name:
             self._close()
             self._name = name
-            logging.debug('attacking %d examples with %s', num_examples, name)
+            logging.debug('attacking %d examples with %s', total, name)
             disable = None if self.shown is None else not self.shown
-            self._bar = tqdm(desc=f'{name:>12}', unit=' images', disable=disable, leave=False)
-        self._bar.update(count)
+            self._bar = tqdm(desc=f'{name:>12}', total=total, unit=' images', disable=disable, leave=False)
+        self._bar.update(done - self._bar.n)
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ Example:
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ def judge(subject: Subject, examples: Examples, threats: Sequence[Threat], eps_g
       stop_when_fooled: see `suite.attack_grid`. If False, attacked rows also hold score-based
         metrics (AUROC, ...), which need every example attacked to the end.
       num_pictures: attacked images to keep for the report.
-      progress: called with the threat's name, the examples done at this restart, and their number.
+      progress: called with the threat's name, the examples finished, and their number.
 
     Returns:
       The rows of this evaluation. They are in the file as soon as their attack has ended.
@@ -89,11 +90,9 @@ def judge(subject: Subject, examples: Examples, threats: Sequence[Threat], eps_g
     grids: dict[str, list[GridPoint]] = {}
     for threat in threats:
         warnings = (*general, *sanity.check_floor(*model, threat, examples, **shared))
-        points = []
-        for point in attack_grid(*model, threat, examples, eps_grid, clean=clean,
-                                 stop_when_fooled=stop_when_fooled, **shared,
-                                 progress=lambda n, name=threat.name: progress(name, n, len(examples.images))):
-            points.append(point)
+        points = attack_grid(*model, threat, examples, eps_grid, clean=clean, stop_when_fooled=stop_when_fooled,
+                             progress=partial(progress, threat.name), **shared)
+        for point in points:
             logging.info('%s %s eps %.5g: robust accuracy %.4f', subject.identity['defense'], threat.name,
                          point.eps, point.result.acceptable.mean())
         grids[threat.name] = points

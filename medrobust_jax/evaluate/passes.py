@@ -1,6 +1,6 @@
 """How many passes through the network an attack makes, counted, not assumed.
 
-Contents: `Passes`, `passes_of`, `steps_computed`.
+Contents: `Passes`, `passes_of`.
 
 Example:
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from medrobust_jax.attacks.run import last_look
 from medrobust_jax.core import rng
-from medrobust_jax.core.types import Array, Attack, Targets, Victim
+from medrobust_jax.core.types import Array, Attack, Outputs, Targets, Victim
 
 
 class Passes(NamedTuple):
@@ -32,7 +32,8 @@ class Passes(NamedTuple):
     last_look: int
 
 
-def passes_of(attack: Attack, victim: Victim, *, image_shape: tuple[int, ...], targets: Targets) -> Passes:
+def passes_of(attack: Attack, victim: Victim, *, image_shape: tuple[int, ...], targets: Targets,
+              clean_outputs: Outputs | None = None) -> Passes:
     """What one step of `attack` and its last look cost.
 
     Traces them, without computing, through a forward function that counts the images it is given
@@ -43,6 +44,7 @@ def passes_of(attack: Attack, victim: Victim, *, image_shape: tuple[int, ...], t
       victim: the model.
       image_shape: `(*spatial, C)`.
       targets: of one example, leading axis 1.
+      clean_outputs: likewise, for attacks that want them.
     """
     counts = {'forward': 0, 'backward': 0}
 
@@ -63,7 +65,9 @@ def passes_of(attack: Attack, victim: Victim, *, image_shape: tuple[int, ...], t
     def look(images: Array, targets: Targets) -> Array:
         watched = victim._replace(forward=counted)
         keys = rng.example_keys(0, jnp.arange(1))
-        state = attack.init(attack.adapt(watched), keys, images, targets, None, {'eps': jnp.full(1, 0.1)})
+        one = jnp.ones(1, jnp.int32)
+        knobs = {'eps': jnp.full(1, 0.1), 'restart': 0 * one, 'target_rank': one}
+        state = attack.init(attack.adapt(watched), keys, images, targets, clean_outputs, knobs)
         counts.update(forward=0, backward=0)
         last = last_look(attack, watched, targets, state).images
         counts['last_look'] = counts.pop('forward')
@@ -72,19 +76,3 @@ def passes_of(attack: Attack, victim: Victim, *, image_shape: tuple[int, ...], t
 
     jax.eval_shape(look, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32), targets)
     return Passes(**counts)
-
-
-def steps_computed(first_fooled: np.ndarray, *, num_steps: int, width: int, stops: bool) -> int:
-    """Steps times rows that lock-step blocks computed, padding left out; every row's last look comes on top.
-
-    A block goes on until its last example is done, so each row costs what the slowest row of its
-    block needs.
-
-    Args:
-      first_fooled: `[N]`, in the order the rows were run.
-      num_steps: moves of the attack.
-      width: rows per block.
-      stops: whether an example leaves once fooled.
-    """
-    needed = np.where(stops & (first_fooled >= 0), np.minimum(first_fooled + 1, num_steps), num_steps)
-    return sum(int(needed[i:i + width].max()) * len(needed[i:i + width]) for i in range(0, len(needed), width))

@@ -1,7 +1,8 @@
 """Attacks over a grid of eps on a whole test set, with every example's verdict.
 
 An example that falls at one eps counts as fallen at every larger one, with the same image: the
-smaller ball lies in the larger. Restarts and larger radii are spent on what still stands.
+smaller ball lies in the larger. All radii, restarts and targets are one queue, worked off by the
+pool (`evaluate.pool`): every one of them is spent on what still stands.
 
 Contents: `Threat`, `Examples`, `GridPoint`, `clean_point`, `attack_grid`, `worst_case`.
 
@@ -9,10 +10,11 @@ Example:
 
     threat = Threat('pgd', pgd(num_steps=100), norm='linf', num_restarts=5)
     for point in attack_grid(forward, variables, task, threat, examples, (1/255, 8/255), layout=layout, seed=0):
-        print(point.eps, point.acceptable.mean())
+        print(point.eps, point.result.acceptable.mean())
 """
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,8 +23,15 @@ import numpy as np
 from medrobust_jax.core import rng
 from medrobust_jax.core.checks import check_eps, check_images
 from medrobust_jax.core.types import Attack, AttackResult, Outputs, PyTree, Targets, Task
-from medrobust_jax.evaluate.passes import passes_of, steps_computed
-from medrobust_jax.evaluate.programs import Layout, ModelForward, in_chunks, make_attack, make_score, victim_of
+from medrobust_jax.evaluate.grid import Findings, stronger
+from medrobust_jax.evaluate.passes import passes_of
+from medrobust_jax.evaluate.pool import Pool
+from medrobust_jax.evaluate.programs import Layout, ModelForward, in_chunks, make_score, victim_of
+from medrobust_jax.evaluate.queue import Item, Search, every_item, first_items, successor
+from medrobust_jax.evaluate.resume import Snapshots
+from medrobust_jax.evaluate.slots import Entrants, make_slots
+
+_TARGETS = 0x7A46  # keeps the keys of targets apart from those of restarts and passes
 
 
 class Threat(NamedTuple):
@@ -32,8 +41,12 @@ class Threat(NamedTuple):
       name: unique within the evaluation.
       attack: the attack.
       norm: of its ball.
-      num_restarts: runs from different keys, >= 1.
+      num_restarts: runs from different keys at every radius and target, >= 1.
       options: plain values for the record.
+      num_targets: for targeted attacks the runner-up classes to aim at, in the order of the clean outputs; they
+        are given as the knob 'target_rank' 1, 2, ..., as many as there are classes but one.
+      minimum_norm: whether the attack looks for the nearest fooling image, whatever the radius: it runs once
+        for the whole grid, with eps = inf, and its loss is minus the distance.
     """
 
     name: str
@@ -41,6 +54,8 @@ class Threat(NamedTuple):
     norm: str = 'linf'
     num_restarts: int = 1
     options: Mapping[str, Any] = {}
+    num_targets: int = 1
+    minimum_norm: bool = False
 
 
 class Examples(NamedTuple):
@@ -66,11 +81,15 @@ class GridPoint(NamedTuple):
       eps: the radius.
       result: the strongest images found and their verdicts.
       outputs: the model's outputs at `result.images`, scored again in a pass of their own.
-      attacked: `[N]` bool, whether the example was attacked at this eps (it was still standing).
+      attacked: `[N]` bool, whether the example was attacked at this eps. Where it was not, its verdict follows
+        from those at other radii: broken at a smaller one or, in a bisection, withstood at a larger one.
       rescored: `[N]` bool, the criterion in the pass of its own.
-      forward_passes: computed per example of the test set, at this eps.
+      forward_passes: computed per example of the test set, at this eps; what the pool computed beyond what
+        was needed is shared out in proportion.
       backward_passes: likewise.
-      wall_seconds: spent at this eps.
+      wall_seconds: likewise.
+      passes_needed: the share of the grid's passes that examples needed until they were done; the rest is
+        the pool's tail and padding.
     """
 
     eps: float
@@ -81,6 +100,7 @@ class GridPoint(NamedTuple):
     forward_passes: float
     backward_passes: float
     wall_seconds: float
+    passes_needed: float = 1.0
 
 
 def clean_point(forward: ModelForward, variables: PyTree, task: Task, examples: Examples, *, layout: Layout,
@@ -104,9 +124,10 @@ def clean_point(forward: ModelForward, variables: PyTree, task: Task, examples: 
 
 def attack_grid(forward: ModelForward, variables: PyTree, task: Task, threat: Threat, examples: Examples,
                 eps_grid: Sequence[float], *, layout: Layout, seed: int, clean: GridPoint | None = None,
-                stop_when_fooled: bool = True,
-                progress: Callable[[int], None] = lambda rows: None) -> Iterator[GridPoint]:
-    """Attacks at every eps of an ascending grid.
+                stop_when_fooled: bool = True, order: str = 'ascending',
+                previous: Sequence[GridPoint] | None = None, snapshots: Snapshots | None = None,
+                progress: Callable[[int, int], None] = lambda done, total: None) -> list[GridPoint]:
+    """Attacks over a grid of eps.
 
     Args:
       forward: `(variables, images, keys) -> outputs`.
@@ -115,64 +136,138 @@ def attack_grid(forward: ModelForward, variables: PyTree, task: Task, threat: Th
       threat: what attacks.
       examples: what is attacked.
       eps_grid: radii > 0; sorted here.
-      layout: block width, chunk and devices.
+      layout: block width, slots (`layout.chunk`) and devices.
       seed: with an example's index it decides all its draws; the same at every eps.
       clean: from `clean_point`, to save that pass.
       stop_when_fooled: leave an example once it is fooled, and attack only what still stands.
         Otherwise every example is attacked with all steps and restarts at every eps, which is what
         losses and scores (not verdicts) need in order to be the attack's strongest.
-      progress: called with the number of examples finished by every restart.
+      order: 'ascending', or 'bisection': halve the gap between what is withstood and what is broken. That
+        takes an example which stands at one eps to stand at all smaller ones: true of a perfect attack,
+        an approximation for a real one.
+      previous: points of another attack on the same grid, in a cascade: only what they left standing is
+        attacked, and the points returned hold the worse of both.
+      snapshots: where to save the search's state, and to continue from.
+      progress: called with the number of examples (runs on examples, unless `stop_when_fooled`) that are
+        finished, and their number in all.
 
-    Yields:
+    Returns:
       One `GridPoint` per eps, ascending.
 
     Raises:
-      ValueError: for a radius < 0 or fewer than one restart.
+      ValueError: for a radius < 0, an unknown order, or fewer than one restart or target.
     """
     check_eps(eps_grid, field='eps_grid')
-    if threat.num_restarts < 1:  # no attack at all would pass for perfect robustness
-        raise ValueError(f'{threat.name}: num_restarts = {threat.num_restarts} must be at least 1')
-    attack_rows = in_chunks(make_attack(forward, task, threat.attack, layout, stop=stop_when_fooled), layout,
-                            progress=progress)
-    score = in_chunks(make_score(forward, layout), layout)
-    base_keys = rng.example_keys(seed, examples.index)
-    victim = victim_of(forward, variables, task)
-    passes = passes_of(threat.attack, victim, image_shape=examples.images.shape[1:],
-                       targets=jax.tree.map(lambda t: t[:1], examples.targets))
-    previous = clean if clean is not None else clean_point(forward, variables, task, examples, layout=layout,
-                                                           seed=seed)
-    result = previous.result
-    for eps in sorted(eps_grid):
-        started, steps, runs = time.monotonic(), 0, 0
-        attacked = result.acceptable if stop_when_fooled else np.ones(len(examples.images), bool)
-        for restart in range(threat.num_restarts):
-            rows = np.flatnonzero(result.acceptable if stop_when_fooled else attacked)
-            if not rows.size:
-                break
-            keys = rng.fold(base_keys, restart) if restart else base_keys
-            found = attack_rows(variables, keys, examples.images, examples.targets,
-                                np.full(len(examples.images), eps, np.float32), rows=rows)
-            runs += rows.size
-            steps += steps_computed(found.first_fooled, num_steps=threat.attack.num_steps, width=layout.width,
-                                    stops=stop_when_fooled)
-            result = _stronger_rows(result, found, rows)
-        outputs = score(variables, base_keys, result.images)
-        rescored = np.asarray(task.acceptable(outputs, examples.targets))
-        forward_passes = (steps * passes.forward + runs * passes.last_look) / len(rescored)
-        yield GridPoint(float(eps), result, outputs, np.asarray(attacked), rescored, forward_passes,
-                        steps * passes.backward / len(rescored), time.monotonic() - started)
+    radii = sorted(map(float, eps_grid))
+    clean = clean_point(forward, variables, task, examples, layout=layout, seed=seed) if clean is None else clean
+    known = [clean] * len(radii) if previous is None else list(previous)
+    standing = np.stack([point.result.acceptable for point in known])
+    search = Search(1 if threat.minimum_norm else len(radii), threat.num_restarts, threat.num_targets, order)
+    search.check()
+    stops = stop_when_fooled and not threat.minimum_norm
+    if stops:  # what stands at a radius stands at all smaller ones, so the sum is the first that is broken
+        items = first_items(search, np.arange(len(examples.images)), standing.sum(axis=0))
+    else:
+        items = every_item(search, np.flatnonzero(standing.any(axis=0) | (not stop_when_fooled)))
+    started, total = time.monotonic(), len(items)
+    entrants = _entrants(examples, clean.outputs, search, [np.inf] if threat.minimum_norm else radii, seed)
+    pool = Pool(make_slots(forward, task, threat.attack, layout, stop=stops), layout, variables, entrants,
+                num_steps=threat.attack.num_steps, items=items)
+    findings = Findings(search.num_eps, len(examples.images))
+    _work_off(pool, findings, partial(successor, search) if stops else None, snapshots,
+              lambda done: progress(done, total))
+    seconds = time.monotonic() - started
+    passes = passes_of(threat.attack, victim_of(forward, variables, task), image_shape=examples.images.shape[1:],
+                       targets=jax.tree.map(lambda t: t[:1], examples.targets),
+                       clean_outputs=jax.tree.map(lambda t: t[:1], clean.outputs))
+    score = partial(in_chunks(make_score(forward, layout), layout), variables,
+                    rng.example_keys(seed, examples.index))
+    needed = int(findings.looks.sum())
+    carried, last, points = _unclimbed(clean.result), clean, []
+    for position, (eps, before) in enumerate(zip(radii, known, strict=True)):
+        if previous is not None:
+            carried = stronger(_unclimbed(before.result), carried)
+        if threat.minimum_norm:
+            carried = findings.within(eps, carried)
+            attacked, looks = findings.attacked[0], findings.looks[0] / len(radii)
+        else:
+            carried = findings.at(position, carried)
+            attacked, looks = findings.attacked[position], findings.looks[position]
+        outputs = _rescore(score, carried.images, last, before)
+        share = float(looks) / max(needed, 1)
+        computed = share * pool.looks_computed / len(attacked)
+        last = GridPoint(
+            eps, carried._replace(loss=np.asarray(task.loss(outputs, examples.targets))), outputs, attacked,
+            np.asarray(task.acceptable(outputs, examples.targets)), computed * passes.forward,
+            computed * passes.backward, share * seconds, needed / pool.looks_computed if needed else 1.0)
+        points.append(last)
+    return points
 
 
-def _stronger_rows(old: AttackResult, found: AttackResult, rows: np.ndarray) -> AttackResult:
-    """`old` with those of `rows` replaced whose `found` is stronger: fooled first, then the higher loss."""
-    was, now = old.acceptable[rows], found.acceptable
-    take = np.where(was == now, found.loss > old.loss[rows], was)
-    merged = []
-    for before, after in zip(old, found, strict=True):
-        copy = np.array(before)
-        copy[rows[take]] = after[take]
-        merged.append(copy)
-    return AttackResult(*merged)
+def _unclimbed(result: AttackResult) -> AttackResult:
+    """`result` with the losses of an attack that has not looked yet: those of another kind do not compare."""
+    return result._replace(loss=np.full(len(result.loss), -np.inf, np.float32))
+
+
+def _rescore(score: Callable[..., Outputs], images: np.ndarray, *known: GridPoint) -> Outputs:
+    """The outputs at `images`, computed only where no known point holds the same image."""
+    outputs, missing = jax.tree.map(np.array, known[0].outputs), np.ones(len(images), bool)
+    for point in known:
+        same = (images == point.result.images).reshape(len(images), -1).all(axis=1) & missing
+        for leaf, values in zip(jax.tree.leaves(outputs), jax.tree.leaves(point.outputs), strict=True):
+            leaf[same] = values[same]
+        missing &= ~same
+    if missing.any():
+        rows = np.flatnonzero(missing)
+        scored = score(images, rows=rows)
+        for leaf, values in zip(jax.tree.leaves(outputs), jax.tree.leaves(scored), strict=True):
+            leaf[rows] = values
+    return outputs
+
+
+def _entrants(examples: Examples, clean_outputs: Outputs, search: Search, radii: Sequence[float], seed: int
+              ) -> Callable[[list[Item]], Entrants]:
+    """What a list of items means in arrays: the rows of the examples, with keys and knobs of their own."""
+    base = rng.example_keys(seed, examples.index)
+    keys = np.empty((search.num_targets, search.num_restarts, *jax.random.key_data(base).shape), np.uint32)
+    for rank in range(search.num_targets):
+        for restart in range(search.num_restarts):
+            own = rng.fold(base, restart) if restart else base  # the first of all is the example's own
+            keys[rank, restart] = jax.random.key_data(rng.fold(own, _TARGETS + rank) if rank else own)
+    sizes = np.asarray(radii, np.float32)
+
+    def entrants(items: list[Item]) -> Entrants:
+        row, eps, restart, rank = np.asarray(items, np.int32).T[:4]
+        take = lambda a: np.asarray(a)[row]  # noqa: E731
+        return Entrants(take(examples.images), jax.tree.map(take, examples.targets),
+                        jax.random.wrap_key_data(keys[rank - 1, restart, row]), jax.tree.map(take, clean_outputs),
+                        {'eps': sizes[eps], 'restart': restart, 'target_rank': rank})
+
+    return entrants
+
+
+def _work_off(pool: Pool, findings: Findings, following: Callable[..., Item | None] | None,
+              snapshots: Snapshots | None, progress: Callable[[int], None]) -> None:
+    """Runs the pool until it is idle, from a snapshot where there is one."""
+    saved = snapshots.load() if snapshots else None
+    if saved is not None:
+        pool.restore(saved)
+        findings.restore(saved)
+    state = lambda: {**pool.snapshot(), **findings.snapshot()}  # noqa: E731
+    finished = 0
+    while not pool.idle:
+        for ended in pool.advance():
+            findings.enter(ended)
+            item = following(ended.item, fooled=not ended.acceptable) if following else None
+            if item is None:
+                finished += 1
+            else:
+                pool.put(item)
+        progress(finished)
+        if snapshots:
+            snapshots.save_if_due(state)
+    if snapshots:
+        snapshots.save(state())
 
 
 def worst_case(grids: Sequence[Sequence[GridPoint]]) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ from medrobust_jax.attacks.transforms import identity
 from medrobust_jax.attacks.wrappers import averaged_over, restarts, targeted
 from medrobust_jax.core import rng
 from medrobust_jax.core.types import Victim
-from medrobust_jax.evaluate.passes import passes_of, steps_computed
+from medrobust_jax.evaluate.passes import passes_of
 from medrobust_jax.losses.classification import cross_entropy, prediction_is_right
 
 VICTIM = Victim(lambda images, keys: images.reshape(len(images), -1)[:, :3], cross_entropy, prediction_is_right)
@@ -45,29 +45,16 @@ def test_the_counts_are_those_of_a_run(attack):
     assert sum(computed) == 2 * (4 * passes.forward + passes.last_look)
 
 
-@pytest.mark.parametrize(('first_fooled', 'expected'), [
-    ([-1, -1, -1], 30),
-    ([0, 0], 2),  # wrong at once: one step, in which that is seen
-    ([0, 3], 8),  # a block goes on until its last row is done
-    ([0, 3, 5], 8 + 6),
-    ([0, -1, 2, 2], 20 + 6),
-    ([10, 10], 20),  # fooled at the look after the last step
-])
-def test_steps_of_blocks_of_two(first_fooled, expected):
-    rows = np.asarray(first_fooled)
-    assert steps_computed(rows, num_steps=10, width=2, stops=True) == expected
-    assert steps_computed(rows, num_steps=10, width=2, stops=False) == 10 * len(rows)
-
-
 def test_a_grid_reports_passes_per_example_of_the_test_set(planted, grid):
-    """8 of 10 are attacked; at .05 four of them fall, which make up the first block of four."""
+    """8 of 10 are attacked in two blocks of four; at .05 four of them fall at the first look after a step."""
     radii = np.array([-.1, -.1, .01, .01, .01, .01, .2, .2, .2, .2])
     system = planted(radii)
     point, = grid(system, (.05,), attack=fgsm())
-    assert (point.forward_passes, point.backward_passes) == (8 * 2 / 10, 8 / 10)
+    assert (point.forward_passes, point.backward_passes) == (8 * 2 / 10, 8 * 2 / 10)
     point, = grid(system, (.05,), attack=fgsm(), num_restarts=2)
-    assert (point.forward_passes, point.backward_passes) == (12 * 2 / 10, 12 / 10)
+    assert (point.forward_passes, point.backward_passes) == (12 * 2 / 10, 12 * 2 / 10)
     point, = grid(system, (.05,), attack=pgd(num_steps=10, start='clean'), stop_when_fooled=False)
-    assert (point.forward_passes, point.backward_passes) == (11, 10)
+    assert (point.forward_passes, point.backward_passes) == (12 * 11 / 10, 12 * 11 / 10), 'three blocks of four'
+    assert point.passes_needed == 10 / 12
     point, = grid(system, (.05,), attack=pgd(num_steps=10, start='clean', relative_step_size=1.0))
-    assert (point.forward_passes, point.backward_passes) == ((4 * 3 + 4 * 11) / 10, (4 * 2 + 4 * 10) / 10)
+    assert (point.forward_passes, point.passes_needed) == ((4 * 2 + 4 * 11) / 10, 1)

@@ -7,6 +7,7 @@ from medrobust_jax.attacks.pgd import fgsm, pgd
 from medrobust_jax.attacks.wrappers import restarts
 from medrobust_jax.core import rng
 from medrobust_jax.evaluate.programs import in_chunks, make_attack, make_layout, make_score
+from medrobust_jax.evaluate.slots import make_slots
 from medrobust_jax.evaluate.suite import Examples, Threat, attack_grid, clean_point, worst_case
 from medrobust_jax.parallel.mesh import data_mesh
 
@@ -107,11 +108,11 @@ def test_nothing_is_compiled_again_for_another_eps_restart_or_remainder(network,
 
 
 def test_one_program_serves_data_sets_of_any_size(network, grid, layout):
-    programs = (make_attack(network.forward, network.task, ATTACK, layout, stop=True),
-                make_score(network.forward, layout))
+    slots = make_slots(network.forward, network.task, ATTACK, layout, stop=True)
+    programs = (slots.refill, slots.advance, make_score(network.forward, layout))
     for count in (1, 8, 19):
         grid(network, (.04,), attack=ATTACK, examples=take(network.examples, np.arange(count)))
-    assert [program._cache_size() for program in programs] == [1, 1]
+    assert [program._cache_size() for program in programs] == [1, 1, 1]
 
 
 def test_layouts_round_the_chunk_up():
@@ -121,11 +122,13 @@ def test_layouts_round_the_chunk_up():
     assert make_layout(data_mesh(jax.devices()[:1]), width=3, chunk=6).chunk == 6
 
 
-def test_progress_counts_every_restart_of_what_still_stands(planted, grid):
-    counts = []
-    grid(planted(RADII), (.05,), num_restarts=3, progress=counts.append)
-    assert sum(counts) == 12 + 7 + 7
-    assert max(counts) <= 8
+@pytest.mark.parametrize(('stop', 'total'), [(True, 12), (False, 13 * 2 * 3)])
+def test_progress_grows_to_its_total(planted, grid, stop, total):
+    told = []
+    grid(planted(RADII), (.05, .1), num_restarts=3, stop_when_fooled=stop, progress=lambda *n: told.append(n))
+    assert {t for _, t in told} == {total}
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1][0] == total
 
 
 def test_eps_zero_is_the_clean_image(planted, grid):
