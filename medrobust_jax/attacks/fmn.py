@@ -2,7 +2,7 @@ r"""FMN, the fast minimum-norm attack in L1, L2 and Linf.
 
     delta_{t+1} = clip_{[0,1]}(x + P_{r_t}(delta_t + alpha_t g_t / ||g_t||_2)) - x,
     g_t = grad_x m(x + delta_t),      m = the margin, > 0 where the prediction is wrong
-    r_t = ||delta_t||_p + max(|m| / ||g_t||_q, omega ||delta_t||_p)     until an image has fooled
+    r_t = max(||delta_t||_p + |m| / ||g_t||_q, (1 + gamma_t) r_{t-1})   until an image has fooled
         = min((1 - gamma_t) r_{t-1}, nearest distance)                  if x + delta_t fools
         = (1 + gamma_t) r_{t-1}                                         otherwise
 
@@ -31,7 +31,7 @@ _DUAL = {'linf': 'l1', 'l2': 'l2', 'l1': 'linf'}
 
 def fmn(*, num_steps: int = 100, norm: str = 'linf', first_step_size: float = 1.0,
         last_step_size: float | None = None, first_gamma: float = 0.05, last_gamma: float = 0.001,
-        overshoot: float = 0.01) -> Attack:
+        insist: bool = True) -> Attack:
     """The fast minimum-norm attack, for single-label classification.
 
     Args:
@@ -42,8 +42,8 @@ def fmn(*, num_steps: int = 100, norm: str = 'linf', first_step_size: float = 1.
       last_step_size: what alpha_t anneals to along a cosine; default `first_step_size / 100` [code].
       first_gamma: in (0, 1), how fast the radius changes at first; .05 [code].
       last_gamma: what it anneals to; .001 [code].
-      overshoot: omega >= 0, by which share of the distance the radius leads at least until an image
-        has fooled; 0 is the paper's, .01 ours.
+      insist: whether the radius grows by gamma_t at least from step to step until an image has
+        fooled, as it does afterwards; the paper's has no such floor.
 
     Returns:
       The attack. K forward and backward passes; the knob 'eps' is the largest distance that counts,
@@ -53,10 +53,11 @@ def fmn(*, num_steps: int = 100, norm: str = 'linf', first_step_size: float = 1.
     Raises:
       ValueError: for an option out of range or an unknown norm.
 
-    Differs from the paper in: no L0; no start from a given fooling image; the overshoot, without
-    which iterates settle on the boundary of a (piecewise) linear model, where rounding decides
-    whether any of them ever fools. As in the authors' code, and not in the paper, the radius never
-    exceeds the distance to the farthest corner of the box.
+    Differs from the paper in: no L0; no start from a given fooling image; `insist`, without which
+    iterates settle on the boundary of a locally linear model, where rounding decides whether any
+    of them ever fools, or, in L1, on a few pixels that have met the end of the box. As in the
+    authors' code, and not in the paper, the radius never exceeds the distance to the farthest
+    corner of the box.
 
     References:
       Pintor et al., Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints,
@@ -70,8 +71,6 @@ def fmn(*, num_steps: int = 100, norm: str = 'linf', first_step_size: float = 1.
                          f'not {num_steps}, {first_step_size}, {final}')
     if not (0 < first_gamma < 1 and 0 < last_gamma < 1):
         raise ValueError(f'fmn needs first_gamma and last_gamma in (0, 1), not {first_gamma}, {last_gamma}')
-    if overshoot < 0:
-        raise ValueError(f'overshoot = {overshoot} must not be negative')
 
     def init(victim: Victim, keys: Array, images: Array, targets: Targets, clean_outputs: Outputs | None,
              knobs: Knobs) -> AttackState:
@@ -84,11 +83,13 @@ def fmn(*, num_steps: int = 100, norm: str = 'linf', first_step_size: float = 1.
         state, distance = nearest.record(state, images, loss, wrong, norm=norm)
         closest = jnp.where(wrong, jnp.minimum(distance, state.inner['nearest']), state.inner['nearest'])
         gamma = nearest.annealed(first_gamma, last_gamma, state.step, num_steps, images.dtype)
-        ahead = jnp.abs(loss).astype(images.dtype) / balls.norm_of(gradient, norm=_DUAL[norm])
-        jump = distance + jnp.maximum(ahead, overshoot * distance)
+        jump = distance + jnp.abs(loss).astype(images.dtype) / balls.norm_of(gradient, norm=_DUAL[norm])
         radius = state.inner['radius']
+        larger = radius * (1 + gamma)
+        if insist:
+            jump = jnp.where(jnp.isfinite(radius), jnp.fmax(jump, larger), jump)
         radius = jnp.where(wrong, jnp.minimum(radius * (1 - gamma), closest),
-                           jnp.where(jnp.isfinite(closest), radius * (1 + gamma), jump))
+                           jnp.where(jnp.isfinite(closest), larger, jump))
         # fmin: the limit also stands in where margin and gradient vanish together.
         radius = jnp.fmin(radius, nearest.farthest(images, norm=norm))
         length = nearest.annealed(first_step_size, final, state.step, num_steps, images.dtype)
