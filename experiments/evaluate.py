@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from experiments import build
 from medrobust_jax.core.types import Task
-from medrobust_jax.evaluate.judge import Subject, judge
+from medrobust_jax.evaluate.judge import judge
 from medrobust_jax.evaluate.programs import make_layout
 from medrobust_jax.evaluate.records import Row
 from medrobust_jax.evaluate.suite import Examples
+from medrobust_jax.evaluate.writing import Subject
 from medrobust_jax.models.forward import apply_model
 from medrobust_jax.parallel.mesh import data_mesh
 from medrobust_jax.train.checkpoint import config_fingerprint, differing_fields, load_for_evaluation

@@ -35,8 +35,8 @@ from medrobust_jax.attacks.run import begin
 from medrobust_jax.core import rng
 from medrobust_jax.core.blocks import in_blocks, on_each_device
 from medrobust_jax.core.types import Attack, Task
-from medrobust_jax.evaluate import records
 from medrobust_jax.evaluate.programs import Layout, ModelForward, in_chunks, make_layout, victim_of
+from medrobust_jax.evaluate.provenance import provenance
 from medrobust_jax.evaluate.suite import Examples, attack_grid, clean_point
 from medrobust_jax.metrics.intervals import mcnemar, paired_bootstrap
 from medrobust_jax.parallel.mesh import data_mesh
@@ -116,7 +116,7 @@ def judge_claims(config: ConfigDict, workdir: str, *, eps_grid: Sequence[float],
     clean = clean_point(*model, examples, layout=layout, seed=seed)
     chosen = build.share_of_each_class(np.asarray(examples.targets), NUM_STABILITY)
     few = jax.tree.map(lambda column: column[chosen], examples)
-    evidence = records.provenance(**subject.fingerprints, block_width=layout.width)
+    evidence = provenance(**subject.fingerprints, block_width=layout.width)
     evidence.pop('wall_seconds')  # not measured here
     common = {**subject.identity, 'num_steps': NUM_STEPS, 'attack_seed': seed, 'provenance': evidence}
     rows = []

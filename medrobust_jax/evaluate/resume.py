@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from medrobust_jax.evaluate.records import save_arrays
+from medrobust_jax.evaluate.files import save_arrays
 
 
 class Snapshots:

@@ -4,7 +4,8 @@ An example that falls at one eps counts as fallen at every larger one, with the 
 smaller ball lies in the larger. All radii, restarts and targets are one queue, worked off by the
 pool (`evaluate.pool`): every one of them is spent on what still stands.
 
-Contents: `Threat`, `Examples`, `GridPoint`, `clean_point`, `attack_grid`, `worst_case`.
+Contents: `Threat`, `Ensemble`, `Examples`, `GridPoint`, `clean_point`, `attack_grid`, `attack_in_turn`,
+`worst_case`.
 
 Example:
 
@@ -56,6 +57,22 @@ class Threat(NamedTuple):
     options: Mapping[str, Any] = {}
     num_targets: int = 1
     minimum_norm: bool = False
+
+
+class Ensemble(NamedTuple):
+    """Attacks that are judged as one: a cascade, in which each attacks what the ones before it left standing.
+
+    Attributes:
+      name: unique within the evaluation.
+      members: the attacks, of one norm, the cheapest first; their names are unique.
+      norm: of their ball.
+      options: plain values for the record.
+    """
+
+    name: str
+    members: tuple[Threat, ...]
+    norm: str = 'linf'
+    options: Mapping[str, Any] = {}
 
 
 class Examples(NamedTuple):
@@ -268,6 +285,37 @@ def _work_off(pool: Pool, findings: Findings, following: Callable[..., Item | No
             snapshots.save_if_due(state)
     if snapshots:
         snapshots.save(state())
+
+
+def attack_in_turn(members: Sequence[Threat], attack: Callable[..., list[GridPoint]]) -> list[list[GridPoint]]:
+    """A cascade: each member attacks what those before it left standing.
+
+    Args:
+      members: the attacks, at least one.
+      attack: `(threat, previous=points or None) -> points`, see `attack_grid`.
+
+    Returns:
+      Per member, the points after it. Passes and seconds are those of all members so far.
+    """
+    so_far: list[list[GridPoint]] = []
+    for member in members:
+        before = so_far[-1] if so_far else None
+        points = attack(member, previous=before)
+        if before is not None:
+            points = [_summed(old, new) for old, new in zip(before, points, strict=True)]
+        so_far.append(points)
+    return so_far
+
+
+def _summed(old: GridPoint, new: GridPoint) -> GridPoint:
+    """`new` with the passes and seconds of both."""
+    passes = [(point.forward_passes, point.passes_needed) for point in (old, new)]
+    computed = sum(forward for forward, _ in passes)
+    needed = sum(forward * share for forward, share in passes)
+    return new._replace(attacked=old.attacked | new.attacked, forward_passes=computed,
+                        backward_passes=old.backward_passes + new.backward_passes,
+                        wall_seconds=old.wall_seconds + new.wall_seconds,
+                        passes_needed=needed / computed if computed else 1.0)
 
 
 def worst_case(grids: Sequence[Sequence[GridPoint]]) -> list[np.ndarray]:

@@ -8,9 +8,11 @@ import pytest
 from medrobust_jax.attacks.pgd import fgsm, pgd
 from medrobust_jax.core import rng
 from medrobust_jax.evaluate import judge as judging
-from medrobust_jax.evaluate.judge import Subject, judge
-from medrobust_jax.evaluate.records import load_verdicts, read_rows
+from medrobust_jax.evaluate.judge import judge
+from medrobust_jax.evaluate.records import read_rows
 from medrobust_jax.evaluate.suite import Threat
+from medrobust_jax.evaluate.verdicts import load_verdicts
+from medrobust_jax.evaluate.writing import Subject
 from medrobust_jax.tasks.ordinal import ordinal
 
 RADII = np.concatenate([[-.02, -.01], .005 + .01 * np.arange(12)])

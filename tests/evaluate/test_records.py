@@ -7,8 +7,10 @@ import os
 import numpy as np
 import pytest
 
+from medrobust_jax.evaluate import provenance as provenance_module
 from medrobust_jax.evaluate import records
-from medrobust_jax.evaluate.records import Row, Verdicts
+from medrobust_jax.evaluate.provenance import provenance
+from medrobust_jax.evaluate.records import Row
 from medrobust_jax.metrics.intervals import wilson
 
 
@@ -152,7 +154,7 @@ def test_rows_of_estimates():
 
 
 def test_provenance_is_plain_and_complete(path):
-    evidence = records.provenance(checkpoint_fingerprint='abc', block_width=8, wall_seconds=1.5)
+    evidence = provenance(checkpoint_fingerprint='abc', block_width=8, wall_seconds=1.5)
     assert {'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'medrobust_jax', 'python'} == set(evidence['versions'])
     assert evidence['versions']['numpy'] == np.__version__
     assert evidence['device'] == 'cpu x 8'
@@ -162,76 +164,5 @@ def test_provenance_is_plain_and_complete(path):
 
 
 def test_commit_is_empty_outside_a_checkout(tmp_path, monkeypatch):
-    monkeypatch.setattr(records.medrobust_jax, '__file__', str(tmp_path / '__init__.py'))
-    assert records._commit() == ''
-
-
-def verdicts(**changes):
-    rng = np.random.default_rng(0)
-    fields = Verdicts(
-        index=np.arange(5), label=np.array([0, 1, 1, 0, 2]), eps=np.array([0.01, 0.02]),
-        acceptable=rng.random((2, 5)) < 0.5, prediction=rng.integers(0, 3, (2, 5)),
-        loss=rng.random((2, 5)).astype(np.float32), first_fooled=rng.integers(-1, 4, (2, 5)),
-        groups=np.array(['p1', 'p1', 'p2', 'p3', 'p3']), about={'attack': 'pgd', 'norm': 'linf'})
-    return fields._replace(**changes)
-
-
-@pytest.mark.parametrize('groups', [None, np.arange(5) // 2, np.array(['a', 'bb', 'a', 'c', 'c'])])
-def test_verdicts_come_back_as_written(tmp_path, groups):
-    path = tmp_path / 'verdicts' / 'pgd.npz'
-    written = verdicts(groups=groups)
-    records.save_verdicts(path, written)
-    back = records.load_verdicts(path)
-    assert back.about == written.about
-    for name in Verdicts._fields[:-1]:
-        np.testing.assert_array_equal(getattr(back, name), getattr(written, name), err_msg=name)
-    assert os.listdir(path.parent) == ['pgd.npz']
-
-
-def test_verdicts_of_other_shapes_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r'loss must have shape \(2, 5\)'):
-        records.save_verdicts(tmp_path / 'a.npz', verdicts(loss=np.zeros((5, 2))))
-    with pytest.raises(ValueError, match='numbers or strings'):
-        records.save_verdicts(tmp_path / 'a.npz', verdicts(groups=np.array([1, 'a', None, 2, 3], object)))
-    assert not os.listdir(tmp_path)
-
-
-def test_nothing_is_unpickled(tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return (os.mkdir, (str(tmp_path / 'exploded'),))
-
-    arrays = {**verdicts()._asdict(), 'about': '{}', 'loss': np.array([Bomb()], object)}
-    np.savez(tmp_path / 'a.npz', **arrays)
-    with pytest.raises(ValueError, match='holds no verdicts'):
-        records.load_verdicts(tmp_path / 'a.npz')
-    assert not (tmp_path / 'exploded').exists()
-
-
-def test_damaged_and_foreign_files_are_named(tmp_path):
-    path = tmp_path / 'a.npz'
-    records.save_verdicts(path, verdicts())
-    whole = path.read_bytes()
-    for content in (b'', whole[:100], whole[:-30], b'not an npz'):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=r'a\.npz holds no verdicts or is damaged'):
-            records.load_verdicts(path)
-    np.savez(path, images=np.zeros(3))
-    with pytest.raises(ValueError, match=r'a\.npz'):
-        records.load_verdicts(path)
-    with pytest.raises(FileNotFoundError):
-        records.load_verdicts(tmp_path / 'none.npz')
-
-
-def test_a_failed_save_keeps_the_old_verdicts(tmp_path, monkeypatch):
-    path = tmp_path / 'a.npz'
-    records.save_verdicts(path, verdicts())
-
-    def full(*_, **__):
-        raise OSError(28, 'No space left on device')
-
-    monkeypatch.setattr(np, 'savez_compressed', full)
-    with pytest.raises(OSError, match=r'cannot write a\.npz: No space left'):
-        records.save_verdicts(path, verdicts(loss=np.ones((2, 5))))
-    np.testing.assert_array_equal(records.load_verdicts(path).loss, verdicts().loss)
-    assert os.listdir(tmp_path) == ['a.npz']
+    monkeypatch.setattr(provenance_module.medrobust_jax, '__file__', str(tmp_path / '__init__.py'))
+    assert provenance_module._commit() == ''

@@ -1,0 +1,97 @@
+"""Verdicts per example: what an attack did to each, as an npz without pickled objects.
+
+Contents: `Verdicts`, `save_verdicts`, `load_verdicts`.
+
+Example:
+
+    verdicts = load_verdicts(workdir / 'verdicts' / 'pgd.npz')
+    verdicts.acceptable.mean(axis=1)                       # robust accuracy over the grid `verdicts.eps`
+"""
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from medrobust_jax.evaluate.files import plain, save_arrays
+
+
+class Verdicts(NamedTuple):
+    """What an attack did to each example, over a grid of eps.
+
+    Attributes:
+      index: [N] int, rows of the data set.
+      label: [N] int, true classes or grades.
+      eps: [E] float, in units of [0, 1].
+      acceptable: [E, N] bool, whether the model withstood.
+      prediction: [E, N] int, the class predicted for the strongest image found.
+      loss: [E, N] float, the loss there.
+      first_fooled: [E, N] int, the first look that fooled the model, -1 for none.
+      groups: [N] patient ids (integers or strings), or None.
+      about: plain values that say what was attacked and how (attack, norm, fingerprints, ...).
+    """
+
+    index: np.ndarray
+    label: np.ndarray
+    eps: np.ndarray
+    acceptable: np.ndarray
+    prediction: np.ndarray
+    loss: np.ndarray
+    first_fooled: np.ndarray
+    groups: np.ndarray | None = None
+    about: Mapping[str, Any] = {}
+
+
+def save_verdicts(path: str | Path, verdicts: Verdicts) -> None:
+    """Writes verdicts as an npz without pickled objects, whole or not at all.
+
+    Args:
+      path: the file, e.g. `workdir/verdicts/pgd.npz`; its folder is made where missing.
+      verdicts: arrays of matching shapes.
+
+    Raises:
+      OSError: the disk is full or read-only; names the path.
+      ValueError: a shape does not fit, or ids are neither numbers nor strings.
+    """
+    arrays = {name: np.asarray(value) for name, value in verdicts._asdict().items()
+              if name != 'about' and value is not None}
+    _check_verdicts(arrays, path)
+    arrays['about'] = np.asarray(json.dumps(plain(verdicts.about), allow_nan=False))
+    save_arrays(path, arrays)
+
+
+def load_verdicts(path: str | Path) -> Verdicts:
+    """Reads what `save_verdicts` wrote; nothing is unpickled.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The verdicts.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: the file is truncated, foreign, or its shapes do not match; names the path.
+    """
+    try:
+        with open(path, 'rb') as handle, np.load(handle, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        about = json.loads(str(arrays.pop('about')))
+        _check_verdicts(arrays, path)
+        return Verdicts(**arrays, about=about)
+    except (zipfile.BadZipFile, EOFError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f'{path} holds no verdicts or is damaged ({error}); delete it and run the '
+                         f'evaluation again') from error
+
+
+def _check_verdicts(arrays: Mapping[str, np.ndarray], path: str | Path) -> None:
+    n, num_eps = len(arrays['index']), len(arrays['eps'])
+    for name, array in arrays.items():
+        per_example = name in ('index', 'label', 'groups')
+        shape = (n,) if per_example else (num_eps,) if name == 'eps' else (num_eps, n)
+        if array.shape != shape:
+            raise ValueError(f'{path}: {name} must have shape {shape}, got {array.shape}')
+        if array.dtype == object:
+            raise ValueError(f'{path}: {name} must hold numbers or strings, got Python objects')
