@@ -1,6 +1,7 @@
 """Losses of single-label classification, per example.
 
-Contents: `cross_entropy`, `margin`, `kl_divergence`, `prediction_is_right`.
+Contents: `cross_entropy`, `margin`, `dlr`, `targeted_margin`, `targeted_dlr`, `targeted_cross_entropy`,
+`kl_divergence`, `prediction_is_right`.
 
 Example:
 
@@ -46,7 +47,73 @@ def margin(logits: Array, labels: Array) -> Array:
     """
     is_label = _is_label(logits, labels)
     other = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)
-    return other - jnp.sum(jnp.where(is_label, logits, 0), axis=-1)
+    return other - _at(logits, labels)
+
+
+def dlr(logits: Array, labels: Array) -> Array:
+    """The difference of logits ratio `(max_{j != y} z_j - z_y) / (z_(1) - z_(3) + 1e-12)`.
+
+    `z_(k)` is the k-th largest logit. Positive exactly where the prediction is wrong; shifting or
+    scaling the logits does not change it, so that a confident model does not hide its gradients.
+
+    Args:
+      logits: `[B, C]`, C >= 3.
+      labels: `[B]` int.
+
+    Returns:
+      `[B]`; in [-1, 0] where the prediction is right, in [0, 1] where the label is among the
+      three largest, above where it is not.
+
+    Raises:
+      ValueError: for fewer than three classes; with two the ratio would be constant.
+
+    References: Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of
+    Diverse Parameter-free Attacks, ICML 2020, section 4.
+    """
+    _check_classes(logits, 3, 'dlr', 'margin')
+    first, _, third = _largest(logits, 3)
+    return margin(logits, labels) / (first - third + 1e-12)
+
+
+def targeted_margin(logits: Array, labels: Array, target: Array) -> Array:
+    """`z_t - z_y`, which equals the cross-entropy to y minus the one to t; any number of classes.
+
+    Args:
+      logits: `[B, C]`.
+      labels: `[B]` int, the truth y.
+      target: `[B]` int, the wanted class t.
+
+    Returns:
+      `[B]`.
+    """
+    return _at(logits, target) - _at(logits, labels)
+
+
+def targeted_dlr(logits: Array, labels: Array, target: Array) -> Array:
+    """The targeted DLR `(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12)`.
+
+    Args:
+      logits: `[B, C]`, C >= 4.
+      labels: `[B]` int, the truth y.
+      target: `[B]` int, the wanted class t.
+
+    Returns:
+      `[B]`.
+
+    Raises:
+      ValueError: for fewer than four classes.
+
+    References: Croce and Hein, ICML 2020, as `dlr`.
+    """
+    _check_classes(logits, 4, 'targeted_dlr', 'targeted_margin')
+    first, _, third, fourth = _largest(logits, 4)
+    return targeted_margin(logits, labels, target) / (first - (third + fourth) / 2 + 1e-12)
+
+
+def targeted_cross_entropy(logits: Array, labels: Array, target: Array) -> Array:
+    """`log softmax(z)_t`: minus the cross-entropy to the target, <= 0; `labels` are not used."""
+    del labels
+    return -cross_entropy(logits, target)
 
 
 def kl_divergence(reference: Array, logits: Array) -> Array:
@@ -74,3 +141,23 @@ def prediction_is_right(logits: Array, labels: Array) -> Array:
 
 def _is_label(logits: Array, labels: Array) -> Array:
     return jnp.arange(logits.shape[-1]) == labels[..., None]
+
+
+def _at(logits: Array, labels: Array) -> Array:
+    """`logits[b, labels[b]]` without a gather, see `cross_entropy`."""
+    return jnp.sum(jnp.where(_is_label(logits, labels), logits, 0), axis=-1)
+
+
+def _largest(logits: Array, count: int) -> list[Array]:
+    """The `count` largest logits in falling order, `[B]` each; equal logits take separate places."""
+    found = []
+    for _ in range(count):
+        index = jnp.argmax(logits, axis=-1)
+        found.append(_at(logits, index))
+        logits = jnp.where(_is_label(logits, index), -jnp.inf, logits)
+    return found
+
+
+def _check_classes(logits: Array, fewest: int, name: str, instead: str) -> None:
+    if logits.shape[-1] < fewest:
+        raise ValueError(f'{name} needs at least {fewest} classes, not {logits.shape[-1]}: use {instead}')

@@ -7,7 +7,16 @@ from jax.test_util import check_grads
 from scipy import special
 from sklearn.metrics import log_loss
 
-from medrobust_jax.losses.classification import cross_entropy, kl_divergence, margin, prediction_is_right
+from medrobust_jax.losses.classification import (
+    cross_entropy,
+    dlr,
+    kl_divergence,
+    margin,
+    prediction_is_right,
+    targeted_cross_entropy,
+    targeted_dlr,
+    targeted_margin,
+)
 
 LOGITS = np.random.default_rng(0).normal(scale=3, size=(12, 4)).astype(np.float32)
 LABELS = np.random.default_rng(1).integers(0, 4, 12)
@@ -86,3 +95,50 @@ def test_only_a_clear_decision_is_right():
     logits = jnp.array([[1., 2, 0], [3, 2, 0], [nan, 2, 0], [0, nan, 0], [0, inf, 0], [-inf, 2, 0], [-inf] * 3])
     right = prediction_is_right(logits, jnp.ones(7, int))
     np.testing.assert_array_equal(right, [True, False, False, False, False, True, False])
+
+
+def test_dlr_by_hand():
+    z = jnp.array([[5., 3, 1, -7], [5, 3, 1, -7], [5, 3, 1, -7], [5, 3, 1, -7], [2, 2, 2, 2]])
+    np.testing.assert_allclose(dlr(z, jnp.array([0, 1, 2, 3, 0])), [-.5, .5, 1, 3, 0], rtol=1e-6)
+    np.testing.assert_allclose(targeted_dlr(z[:3], jnp.array([0, 0, 1]), jnp.array([1, 3, 2])),
+                               [-2 / 8, -12 / 8, -2 / 8], rtol=1e-6)
+    np.testing.assert_allclose(targeted_margin(z[:2], jnp.array([0, 2]), jnp.array([3, 1])), [-12, 2])
+    np.testing.assert_allclose(targeted_margin(jnp.array([[1., 4]]), jnp.array([1]), jnp.array([0])), [-3])
+
+
+def test_dlr_is_that_of_sorted_logits_and_blind_to_shift_and_scale():
+    ordered = -np.sort(-LOGITS.astype(np.float64), axis=1)
+    truth, target = LOGITS[np.arange(12), LABELS].astype(np.float64), (LABELS + 1) % 4
+    other = np.where(LOGITS.argmax(1) == LABELS, ordered[:, 1], ordered[:, 0])
+    logits, labels = jnp.asarray(LOGITS), jnp.asarray(LABELS)
+    np.testing.assert_allclose(dlr(logits, labels), (other - truth) / (ordered[:, 0] - ordered[:, 2]), rtol=1e-5)
+    np.testing.assert_array_equal(dlr(logits, labels) > 0, LOGITS.argmax(1) != LABELS)
+    expected = (LOGITS[np.arange(12), target] - truth) / (ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2)
+    np.testing.assert_allclose(targeted_dlr(logits, labels, jnp.asarray(target)), expected, rtol=1e-5)
+    np.testing.assert_allclose(dlr(4 * logits - 8, labels), dlr(logits, labels), rtol=1e-4, atol=1e-6)
+
+
+def test_targeted_margin_is_a_difference_of_cross_entropies():
+    logits, labels, target = jnp.asarray(LOGITS), jnp.asarray(LABELS), jnp.asarray((LABELS + 2) % 4)
+    difference = cross_entropy(logits, labels) + targeted_cross_entropy(logits, labels, target)
+    np.testing.assert_allclose(targeted_margin(logits, labels, target), difference, rtol=1e-4, atol=1e-5)
+
+
+def test_dlr_needs_its_classes_and_keeps_finite_gradients():
+    with pytest.raises(ValueError, match='dlr needs at least 3 classes, not 2: use margin'):
+        dlr(jnp.zeros((1, 2)), jnp.zeros(1, int))
+    with pytest.raises(ValueError, match='targeted_dlr needs at least 4 classes, not 3: use targeted_margin'):
+        targeted_dlr(jnp.zeros((1, 3)), jnp.zeros(1, int), jnp.ones(1, int))
+    z = jnp.array([[1., 1, 1, 1], [3, 3, 0, -jnp.inf], [1e30, -1e30, 0, 0], [2, 2, 2, 1]])
+    labels, target = jnp.array([0, 1, 0, 3]), jnp.array([1, 0, 2, 0])
+    for loss in (lambda z: dlr(z, labels), lambda z: targeted_dlr(z, labels, target)):
+        value, gradient = jax.value_and_grad(lambda z, loss=loss: loss(z).sum())(z)
+        assert np.isfinite(value)
+        assert np.isfinite(gradient).all()
+
+
+def test_gradients_of_dlr_are_those_of_finite_differences():
+    with jax.enable_x64(True):
+        z, y, t = jnp.asarray(LOGITS[:3], jnp.float64), jnp.asarray(LABELS[:3]), jnp.asarray((LABELS[:3] + 1) % 4)
+        check_grads(lambda z: dlr(z, y), (z,), 1, ('rev',))
+        check_grads(lambda z: targeted_dlr(z, y, t), (z,), 1, ('rev',))
