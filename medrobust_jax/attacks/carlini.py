@@ -16,6 +16,8 @@ Example:
     result = run(attack, victim, keys, images, labels, eps=jnp.inf)
     distances = -result.loss                  # of the images that fool: ~result.acceptable
 """
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -80,11 +82,12 @@ def cw_l2(*, num_steps: int = 1000, search_steps: int = 9, learning_rate: float 
              knobs: Knobs) -> AttackState:
         state = nearest.begin(keys, images, knobs, norm='l2')
         first = _to_tanh(state.images)
-        fill = lambda value, dtype=images.dtype: jnp.full(len(images), value, dtype)  # noqa: E731
+        fill = partial(jnp.full, len(images))
         return state.replace(inner={
             'first': first, 'point': first, 'moments': adam.init(images), 'iteration': fill(0, jnp.int32),
-            'search': fill(0, jnp.int32), 'constant': fill(initial_constant), 'lower': fill(0.0),
-            'upper': fill(jnp.inf), 'found': fill(False, bool), 'previous': fill(jnp.inf)})
+            'search': fill(0, jnp.int32), 'constant': fill(initial_constant, images.dtype),
+            'lower': fill(0, images.dtype), 'upper': fill(jnp.inf, images.dtype), 'found': fill(False),
+            'previous': fill(jnp.inf, images.dtype)})
 
     def step(victim: Victim, images: Array, targets: Targets, state: AttackState) -> AttackState:
         inner = state.inner
@@ -97,7 +100,8 @@ def cw_l2(*, num_steps: int = 1000, search_steps: int = 9, learning_rate: float 
 
         slope = (2 * (state.images - images) - gradient) * (1 - jnp.tanh(inner['point'])**2) / 2
         iteration = inner['iteration'] + 1
-        direction, moments = adam.update(slope, inner['moments'], iteration, None)
+        endless = jnp.full_like(slope, jnp.inf)  # tanh space has no ends to meet
+        direction, moments = adam.update(slope, inner['moments'], iteration, balls.Room(endless, endless))
         check = inner['iteration'] % period == 0
         stuck = check & (objective > .9999 * inner['previous']) & abort_early
         after = {**inner, 'point': inner['point'] - learning_rate * direction, 'moments': moments,
