@@ -67,6 +67,16 @@ def test_more_draws_are_never_weaker(norm, setting, same_bits):
     assert np.any(np.asarray(stronger.loss) > np.asarray(result.loss))
 
 
+def test_gaussian_noise_has_the_deviation_asked_for_and_is_not_projected(setting):
+    s = setting((8, 8, 1), batch=4, low=.5, high=.5)
+    seen, _ = looked_at(noise(num_draws=50, distribution='gaussian'), s, .05)
+    delta = (seen - np.asarray(s.images)).reshape(200, 64)
+    assert delta.mean() == pytest.approx(0, abs=.002)
+    assert delta.std() == pytest.approx(.05, rel=.02)
+    assert np.abs(delta).max() > .15
+    assert np.abs(np.corrcoef(delta) - np.eye(200)).max() < .65
+
+
 def test_restarts_draw_anew(setting):
     s = setting(batch=2)
     seen, _ = looked_at(restarts(noise(num_draws=3), 2), s, .2)
@@ -110,3 +120,5 @@ def test_refusals():
         noise(num_draws=0)
     with pytest.raises(ValueError, match="did you mean 'linf'"):
         noise(norm='inf')
+    with pytest.raises(ValueError, match="did you mean 'gaussian'"):
+        noise(distribution='gausian')
