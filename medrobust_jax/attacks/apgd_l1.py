@@ -112,7 +112,7 @@ def sparse_ascent(*, num_steps: int, larger_radii: bool, random_start: bool) -> 
       phase's start counts as a move of the attack.
     """
     moves, radii = phases(num_steps, larger_radii=larger_radii)
-    first_looks = np.cumsum([0] + [m + 1 for m in moves[:-1]])
+    first_looks = np.cumsum([0] + [m + 1 for m in moves[:-1]]).tolist()
     windows = [max(int(.04 * m), 1) for m in moves]
     last_phase = len(moves) - 1
 
@@ -131,7 +131,7 @@ def sparse_ascent(*, num_steps: int, larger_radii: bool, random_start: bool) -> 
 
     def move(images: Array, state: AttackState, loss: Array, gradient: Array) -> tuple[Array, PyTree]:
         inner, look, eps, size = state.inner, state.step, state.knobs['eps'], images[0].size
-        phase = jnp.sum(look[:, None] >= first_looks[1:], axis=1)
+        phase = jnp.sum(look[:, None] >= np.array(first_looks[1:], np.int32), axis=1)
         moves_made = look - of_phase(phase, first_looks)
         begins, leaves = moves_made == 0, (moves_made == of_phase(phase, moves)) & (phase < last_phase)
 
