@@ -11,6 +11,7 @@ Example:
 
     blurred = gaussian_blur(images, sigma=jnp.full(len(images), 1.5))
 """
+import functools
 import itertools
 import math
 
@@ -41,8 +42,9 @@ def gaussian_blur(images: Array, sigma: Array) -> Array:
         position = jnp.arange(size, dtype=images.dtype)
         near, far = position[:, None] - position, position[:, None] + position + 1
         scale = per_example(sigma.astype(images.dtype), near[None])
-        matrix = sum(jnp.exp(-.5 * ((offset + 2 * size * turn) / scale) ** 2)
-                     for turn in (-1, 0, 1) for offset in (near, far))
+        mirrored = [jnp.exp(-.5 * ((offset + 2 * size * turn) / scale) ** 2)
+                    for turn in (-1, 0, 1) for offset in (near, far)]
+        matrix = functools.reduce(jnp.add, mirrored)
         matrix = matrix / matrix.sum(axis=2, keepdims=True)
         blurred = jnp.einsum('bij,bj...->bi...', matrix, jnp.moveaxis(images, axis, 1), precision='highest')
         images = jnp.moveaxis(blurred, 1, axis)
@@ -70,8 +72,8 @@ def motion_blur(images: Array, length: Array, angle: Array, *, longest: int) -> 
     def shifted(image: Array, offset: Array) -> Array:
         whole = jnp.floor(offset)
         part = offset - whole
-        start = reach + whole.astype(jnp.int32)
-        window = jax.lax.dynamic_slice(image, (start[0], start[1], jnp.int32(0)), (height + 1, width + 1, channels))
+        start = jnp.append(reach + whole.astype(jnp.int32), jnp.int32(0))
+        window = jax.lax.dynamic_slice(image, start, (height + 1, width + 1, channels))
         window = window[:-1] + part[0] * (window[1:] - window[:-1])
         return window[:, :-1] + part[1] * (window[:, 1:] - window[:, :-1])
 
