@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from medrobust_jax.attacks import decisions, looks
+from medrobust_jax.attacks import decisions, looks, nearest
 from medrobust_jax.attacks.decisions import LATER, Track
 from medrobust_jax.core import balls, rng
 from medrobust_jax.core.masking import per_example
@@ -109,7 +109,7 @@ def boundary_attack(*, num_queries: int = 10000, sphere_step: float = 0.01, sour
         walk: _Walk = state.inner
         phase = walk.track.phase
         state, fooled = decisions.query(victim, images, targets, state, norm='l2')
-        ends = decisions.end_of_budget(walk.track, state, fooled, num_queries=num_queries, max_starts=max_starts)
+        ends = decisions.exhausted(walk.track, state, fooled, num_queries=num_queries, max_starts=max_starts)
         track, arrived = decisions.approach(walk.track, state, fooled, images, tolerance=START_TOLERANCE,
                                             norm='l2')
         radius = balls.norm_of(walk.track.base - images, norm='l2')
@@ -121,7 +121,7 @@ def boundary_attack(*, num_queries: int = 10000, sphere_step: float = 0.01, sour
         phase = jnp.where((phase >= LATER) | arrived, later, track.phase)
         walk = walk._replace(proposals=made, track=walk.track._replace(phase=phase))
         state = looks.move_to(state, _next_image(walk, state, images), walk)
-        return state.replace(done=state.done | ends | (walk.epsilon < CONVERGED))
+        return nearest.finish(state, ends | (walk.epsilon < CONVERGED))
 
     def _adapt(walk: _Walk, phase: Array, fooled: Array) -> _Walk:
         spheres, grow, shrink = _tally(walk.spheres, phase == SPHERE, fooled, sphere_window, low=.2, high=.5)

@@ -11,19 +11,20 @@ step, and every example has its own phase:
     LATER   what follows is the attack's own
 
 Contents: `CLEAN`, `START`, `SEARCH`, `LATER`, `Track`, `first_track`, `query`, `approach`, `between`,
-`opening_image`, `end_of_budget`.
+`opening_image`, `exhausted`.
 
 Example, the body of a step:
 
     state, fooled = query(victim, images, targets, state, norm='l2')
     track, arrived = approach(state.inner, state, fooled, images, tolerance=1e-3, norm='l2')
+    ...
+    return nearest.finish(looks.move_to(state, moved, track), ended)
 """
-import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from medrobust_jax.attacks import looks
+from medrobust_jax.attacks import looks, nearest
 from medrobust_jax.core import balls
 from medrobust_jax.core.masking import per_example
 from medrobust_jax.core.types import Array, AttackState, Targets, Victim
@@ -58,9 +59,9 @@ def query(victim: Victim, images: Array, targets: Targets, state: AttackState, *
     """Asks for one decision at `state.images`, and records it by its distance to `images`.
 
     An image counts as found when the model is fooled and the distance is at most the knob 'eps',
-    which may be inf. Its loss is minus the distance, so that the nearest is kept; every other image
-    has minus the largest distance in the box, minus its own, so that where nothing was found the
-    clean image stays.
+    which may be inf. Its loss is minus the distance, so that the nearest is kept; every other image has
+    minus the largest distance in the box, minus its own, so that where nothing was found the clean
+    image stays. The victim's loss is not asked for.
 
     Returns:
       The state after the record; `[B]` bool, whether the model is fooled at any distance.
@@ -69,9 +70,8 @@ def query(victim: Victim, images: Array, targets: Targets, state: AttackState, *
     fooled = ~victim.acceptable(outputs, targets)
     distance = balls.norm_of(state.images - images, norm=norm)
     found = fooled & (distance <= state.knobs['eps'])
-    size = images[0].size
-    diameter = {'linf': 1.0, 'l2': math.sqrt(size), 'l1': float(size)}[norm]
-    return looks.record(state, jnp.where(found, -distance, -diameter - distance), ~found), fooled
+    otherwise = -nearest.farthest(images, norm=norm) - distance
+    return looks.record(state, jnp.where(found, -distance, otherwise), ~found), fooled
 
 
 def approach(track: Track, state: AttackState, fooled: Array, images: Array, *, tolerance: float, norm: str,
@@ -131,11 +131,8 @@ def opening_image(track: Track, state: AttackState, images: Array, noise: Array,
     return jnp.where(per_example(track.phase == START, images), start, middle)
 
 
-def end_of_budget(track: Track, state: AttackState, fooled: Array, *, num_queries: int, max_starts: int) -> Array:
-    """`[B]` bool: wrong without an attack, no start found, or no query left.
-
-    The end of the budget ends the example too, since a runner's last look would judge the image by
-    the victim's loss and not by its distance.
+def exhausted(track: Track, state: AttackState, fooled: Array, *, num_queries: int, max_starts: int) -> Array:
+    """`[B]` bool: no start found among `max_starts`, or no query left of `num_queries`.
 
     Args:
       track: at the query, before `approach`.
@@ -145,4 +142,4 @@ def end_of_budget(track: Track, state: AttackState, fooled: Array, *, num_querie
       max_starts: images tried in the phase START.
     """
     hopeless = (track.phase == START) & ~fooled & (state.step > max_starts)
-    return ((track.phase == CLEAN) & fooled) | hopeless | (state.step >= num_queries)
+    return hopeless | (state.step >= num_queries)

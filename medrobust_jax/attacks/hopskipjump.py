@@ -25,7 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from medrobust_jax.attacks import decisions, looks
+from medrobust_jax.attacks import decisions, looks, nearest
 from medrobust_jax.attacks.decisions import LATER, SEARCH, Track
 from medrobust_jax.core import balls, rng
 from medrobust_jax.core.checks import did_you_mean
@@ -114,7 +114,7 @@ def hopskipjump(*, num_queries: int = 5000, norm: str = 'l2', first_samples: int
         least = 32 * precision * math.sqrt(size)
         old = state.inner
         state, fooled = decisions.query(victim, images, targets, state, norm=norm)
-        ends = decisions.end_of_budget(old.track, state, fooled, num_queries=num_queries, max_starts=max_starts)
+        ends = decisions.exhausted(old.track, state, fooled, num_queries=num_queries, max_starts=max_starts)
         track, arrived = decisions.approach(old.track, state, fooled, images, tolerance=tolerance, norm=norm)
         hop = _count_probe(old._replace(track=track), old.track.phase == PROBE, state, fooled)
         reach = balls.norm_of(state.images - images, norm=norm)
@@ -124,7 +124,7 @@ def hopskipjump(*, num_queries: int = 5000, norm: str = 'l2', first_samples: int
         full = (hop.track.phase == PROBE) & (hop.count >= jnp.minimum(samples, max_samples))
         hop = _turn(hop, full, balls.norm_of(hop.track.base - images, norm=norm), norm)
         state = looks.move_to(state, _next_image(hop, state, images, norm), hop)
-        return state.replace(done=state.done | ends)
+        return nearest.finish(state, ends)
 
     return Attack(init, step, num_queries)
 

@@ -10,7 +10,7 @@ from medrobust_jax.attacks import decisions
 from medrobust_jax.attacks.boundary import boundary_attack, proposals
 from medrobust_jax.attacks.hopskipjump import hopskipjump
 from medrobust_jax.attacks.run import begin, run
-from medrobust_jax.attacks.wrappers import targeted
+from medrobust_jax.attacks.wrappers import stop_when_fooled, targeted
 from medrobust_jax.core.types import Victim
 from medrobust_jax.evaluate.passes import Passes, passes_of
 
@@ -69,6 +69,9 @@ def test_linear_model_budgets_and_verdicts(attacked, norms):
     np.testing.assert_array_equal(within.images[~standing], nearest.images[~standing])
     np.testing.assert_array_equal(within.images[standing], s.images[standing])
     np.testing.assert_array_equal(within.first_fooled < 0, standing)
+    early = jax.jit(partial(run, stop_when_fooled(s.attack), s.victim))(s.keys, s.images, s.labels, eps=eps)
+    np.testing.assert_array_equal(early.acceptable, within.acceptable)
+    np.testing.assert_array_equal(early.first_fooled, within.first_fooled)
     assert np.isfinite(within.loss).all()
     assert np.asarray(within.loss)[standing].max() < np.asarray(within.loss)[~standing].min()
 
