@@ -140,12 +140,15 @@ def test_gives_up_without_a_start_and_asks_once_per_look(setting):
     np.testing.assert_array_equal(state.best_images, s.images)
 
 
-@pytest.mark.parametrize('shape', [(6, 2), (3, 4, 2, 1)])
-def test_one_and_three_spatial_axes(shape, setting):
-    s = setting(shape, batch=3, classes=2)
-    for attack, _ in ATTACKS.values():
-        result = jax.eval_shape(partial(run, attack, s.victim, eps=jnp.inf), s.keys, s.images, s.labels)
-        assert result.images.shape == (3, *shape)
+@pytest.mark.parametrize(('shape', 'dtype'), [((6, 2), np.float32), ((3, 4, 2, 1), np.float64),
+                                              ((4, 4, 1), jnp.bfloat16)])
+def test_one_to_three_spatial_axes_and_any_float(shape, dtype, setting):
+    with jax.enable_x64(dtype == np.float64):
+        s = setting(shape, batch=3, classes=2, dtype=dtype)
+        for attack, _ in ATTACKS.values():
+            result = jax.eval_shape(partial(run, attack, s.victim, eps=jnp.inf), s.keys, s.images, s.labels)
+            assert result.images.shape == (3, *shape)
+            assert result.images.dtype == dtype
 
 
 @pytest.mark.parametrize('norm', ['l2', 'linf'])
