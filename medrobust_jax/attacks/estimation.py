@@ -128,10 +128,11 @@ def nes(*, num_steps: int = 100, num_samples: int = 50, sigma: float = 0.001, no
         samples_per_look: int | None = None) -> Attack:
     """Projected ascent along gradients estimated by natural evolution strategies.
 
-    Arguments as `estimated_gradient_ascent`. n = 50 and sigma = .001 are the authors' [mem]. Costs
+    Arguments as `estimated_gradient_ascent`. n = 50 and sigma = .001 [code]. Costs
     `num_steps * num_samples` queries, plus the looks.
 
-    Differs from the paper in: steps scale with eps; no momentum; queries stay in the box.
+    Differs from the paper in: steps scale with eps and do not decay on a plateau; no momentum (.9 in
+    the published code: pass `directions.momentum` to the general form); queries stay in the box.
 
     References:
       Ilyas et al., Black-box Adversarial Attacks with Limited Queries and Information, ICML 2018,
@@ -147,8 +148,8 @@ def spsa(*, num_steps: int = 100, num_samples: int = 128, sigma: float = 0.01, n
          samples_per_look: int | None = None) -> Attack:
     """Ascent by Adam on gradients estimated by simultaneous perturbation.
 
-    Arguments as `estimated_gradient_ascent`. Adam, sigma = .01 and n = 128 (of up to 8192 tried) are
-    the paper's [mem], whose loss is the margin: `wrappers.with_loss(spsa(), margin)`.
+    Arguments as `estimated_gradient_ascent`. Adam, sigma = .01 and n = 128 [code of CleverHans, by one of
+    the authors, mem]; the paper's loss is the margin: `wrappers.with_loss(spsa(), margin)`.
 
     Differs from the paper in: steps scale with eps; queries stay in the box.
 

@@ -55,7 +55,7 @@ def simba(*, num_queries: int = 5000, basis: str = 'dct', order: str | None = No
         look, and no backward passes.
       basis: 'dct' (the discrete cosine basis of every channel) or 'pixel'.
       order: 'random'; for 'dct' also 'expanding', low frequencies first in growing blocks, the default
-        there (the authors' 28, 35, 42, ... of 224), or 'diagonal', by the sum of frequencies. Each
+        there (28, 35, 42, ... of 224 pixels [code]), or 'diagonal', by the sum of frequencies. Each
         example draws its own order within these groups.
       norm: 'l2', 'linf' or 'l1'; the ball's radius is the knob 'eps'.
       step_size: > 0, in units of [0, 1] pixels times an L2 unit vector; .2 [code].
@@ -70,8 +70,8 @@ def simba(*, num_queries: int = 5000, basis: str = 'dct', order: str | None = No
     Differs from the paper in: the ball. For 'linf' the perturbation is clipped when it is applied,
     while d goes on unclipped (the authors' `linf_bound`); for the others d is projected. An order is
     drawn per example instead of per batch; once all D vectors have been tried, a new one is drawn.
-    The second sign is tried only where the first failed (algorithm 1; the authors' batched code asks
-    for both).
+    The second sign is tried only where the first failed, as in algorithm 1 and the authors' code for
+    one image; their code for batches asks for both and takes the better, but counts as here.
 
     References:
       Guo et al., Simple Black-box Adversarial Attacks, ICML 2019, algorithm 1.
