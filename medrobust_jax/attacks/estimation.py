@@ -148,8 +148,8 @@ def spsa(*, num_steps: int = 100, num_samples: int = 128, sigma: float = 0.01, n
          samples_per_look: int | None = None) -> Attack:
     """Ascent by Adam on gradients estimated by simultaneous perturbation.
 
-    Arguments as `estimated_gradient_ascent`. Adam, sigma = .01 and n = 128 [code of CleverHans, by one of
-    the authors, mem]; the paper's loss is the margin: `wrappers.with_loss(spsa(), margin)`.
+    Arguments as `estimated_gradient_ascent`. Adam, sigma = .01 and n = 128 as in CleverHans's version of
+    the attack; the paper's loss is the margin [mem]: `wrappers.with_loss(spsa(), margin)`.
 
     Differs from the paper in: steps scale with eps; queries stay in the box.
 
