@@ -30,7 +30,7 @@ test-peers: peers  ## comparisons with PyTorch (Python 3.11, CPU)
 .PHONY: peers
 peers: $(VENV)/installed
 	$(RUN) -m pip install --quiet --editable '.[peers]'
-	$(RUN) -m pip install --quiet --no-deps torchattacks
+	$(RUN) -m pip install --quiet --no-deps torchattacks pyautoattack
 
 lint: $(VENV)/installed  ## style
 	$(BIN)/ruff check .

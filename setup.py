@@ -32,7 +32,7 @@ EXTRAS = {
     'notebooks': ['ipykernel>=6.29', 'jupyterlab>=4'],
     'gpu': ['jax[cuda12]>=0.10.1'],
     'tpu': ['jax[tpu]>=0.10.1'],
-    'peers': ['torch==2.13.0', 'adversarial-robustness-toolbox>=1.18', 'packaging'],
+    'peers': ['torch==2.13.0', 'adversarial-robustness-toolbox>=1.18', 'foolbox>=3.3', 'packaging'],
 }
 
 setup(

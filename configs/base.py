@@ -89,7 +89,9 @@ def base_config(defense: str = 'natural') -> ConfigDict:
     config.eval.chunk = 64
     config.eval.stop_when_fooled = True  # False: also score-based metrics under attack, at a higher cost
     config.eval.num_pictures = 4
-    config.eval.attacks = ConfigDict()  # name -> {attack, num_restarts, options}
+    config.eval.order = 'ascending'  # of the eps grid, or 'bisection', whose inferred entries are marked
+    config.eval.save_images = False  # keep every adversarial image, to be scored again
+    config.eval.attacks = ConfigDict()  # name -> {attack, num_restarts, num_targets, eps, options}
     config.eval.attacks.fgsm = threat('fgsm')
     config.eval.attacks.pgd20 = threat('pgd', num_steps=20)
     config.eval.attacks.pgd100 = threat('pgd', num_restarts=2, num_steps=100)
@@ -97,6 +99,12 @@ def base_config(defense: str = 'natural') -> ConfigDict:
     return config
 
 
-def threat(attack: str, *, num_restarts: int = 1, **options: object) -> ConfigDict:
-    """One attack of an evaluation; options are those of medrobust_jax.attacks.registry."""
-    return ConfigDict({'attack': attack, 'num_restarts': num_restarts, 'options': ConfigDict(options)})
+def threat(attack: str, *, num_restarts: int = 1, num_targets: int = 1, eps: tuple[float, ...] = (),
+           **options: object) -> ConfigDict:
+    """One attack of an evaluation, or 'autoattack' or 'medical_ensemble'.
+
+    `eps` is a grid of the attack's own (severities 1 to 5, shares of the area); empty for the evaluation's.
+    Options are those of medrobust_jax.attacks.registry or medrobust_jax.evaluate.ensembles.
+    """
+    return ConfigDict({'attack': attack, 'num_restarts': num_restarts, 'num_targets': num_targets, 'eps': eps,
+                       'options': ConfigDict(options)})

@@ -3,6 +3,7 @@
 Contents: `check_config`, `build_task`, `build_model`, `build_defense`, `build_optimizer`,
 `build_augment`, `build_threats`, `load_split`, `Durations`.
 """
+import inspect
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import optax
 from ml_collections import ConfigDict
 
 from configs.base import DEFENSES, base_config, threat
-from medrobust_jax.attacks.registry import create_attack
+from medrobust_jax.attacks.registry import MINIMUM_NORM, TARGETED, create_attack, norm_of_attack
 from medrobust_jax.core import balls
 from medrobust_jax.core.checks import check_eps, did_you_mean
 from medrobust_jax.core.types import Defense, Task
@@ -24,13 +25,15 @@ from medrobust_jax.defenses.awp import with_weight_perturbation
 from medrobust_jax.defenses.pgd_at import pgd_at
 from medrobust_jax.defenses.standard import natural
 from medrobust_jax.defenses.trades import trades
-from medrobust_jax.evaluate.suite import Examples, Threat
+from medrobust_jax.evaluate.ensembles import autoattack, medical_ensemble
+from medrobust_jax.evaluate.suite import Ensemble, Examples, Threat
 from medrobust_jax.models.registry import create_model
 from medrobust_jax.tasks.classification import classification
 from medrobust_jax.tasks.ordinal import ordinal
 from medrobust_jax.train.optim import create_optimizer, create_schedule
 
 TASKS = ('classification', 'ordinal')
+ENSEMBLES = {'autoattack': autoattack, 'medical_ensemble': medical_ensemble}
 _OPEN = ('options', 'attacks')  # fields whose keys are checked where they are used
 _POSITIVE = ('train.epochs', 'train.batch_size', 'train.eval_every_epochs', 'train.checkpoint_every_epochs',
              'train.log_every', 'validation.max_examples', 'eval.max_examples', 'eval.block_width', 'eval.chunk')
@@ -164,26 +167,49 @@ def build_augment(config: ConfigDict) -> Any:
     return transforms.compose(*chosen) if chosen else None
 
 
-def build_threats(attacks: Mapping[str, Any], task: Task) -> list[Threat]:
+def build_threats(attacks: Mapping[str, Any], task: Task) -> list[Threat | Ensemble]:
     """The attacks of an evaluation, in the order of the config."""
-    threats = []
+    threats: list[Threat | Ensemble] = []
     for name, spec in attacks.items():
         _check_fields(spec, threat('pgd'), f'eval.attacks.{name}.')
-        spec = {'num_restarts': 1, 'options': {}, **spec}
+        spec = {'num_restarts': 1, 'num_targets': 1, 'options': {}, 'eps': (), **spec}
         if 'attack' not in spec or spec['num_restarts'] < 1:
             raise ValueError(f'config.eval.attacks.{name} needs an attack and num_restarts >= 1; see '
                              f'configs.base.threat')
         options = dict(spec['options'])
+        if spec['attack'] in ENSEMBLES:
+            threats.append(build_ensemble(name, spec['attack'], options, task)._replace(eps=tuple(spec['eps'])))
+            continue
         if spec['attack'] == 'smia':
             # On a task of its own the divergence is the task's, unless the config names one.
             options.setdefault('stabilization', task.divergence)
         attack = create_attack(spec['attack'], **options)
         plain = {key: value for key, value in options.items() if not callable(value)}
-        norm = plain.get('norm', 'linf')
-        if norm not in balls.NORMS:
-            did_you_mean(norm, balls.NORMS, f'norm of attack {name}')
-        threats.append(Threat(name, attack, norm, spec['num_restarts'], {'attack': spec['attack'], **plain}))
+        norm = norm_of_attack(spec['attack'], plain)
+        if norm not in balls.NORMS and not spec['eps']:
+            raise ValueError(f"config.eval.attacks.{name} needs a grid of its own, e.g. eps=(1, 3, 5): what "
+                             f"'{spec['attack']}' is given is no radius in pixel values but a {norm}")
+        if spec['num_targets'] > 1 and spec['attack'] not in TARGETED:
+            raise ValueError(f'config.eval.attacks.{name} has num_targets = {spec["num_targets"]}, but '
+                             f"'{spec['attack']}' aims at no target; targeted are {', '.join(sorted(TARGETED))}")
+        threats.append(Threat(name, attack, norm, spec['num_restarts'], {'attack': spec['attack'], **plain},
+                              spec['num_targets'], spec['attack'] in MINIMUM_NORM, tuple(spec['eps'])))
     return threats
+
+
+def build_ensemble(name: str, kind: str, options: Mapping[str, Any], task: Task) -> Ensemble:
+    """The ensemble `kind` of `ENSEMBLES`, called `name`."""
+    known = inspect.signature(ENSEMBLES[kind]).parameters
+    for option in options:
+        if option not in known or option in ('num_classes', 'task'):
+            did_you_mean(option, [k for k in known if k not in ('num_classes', 'task')], f"option of '{kind}'")
+    if kind == 'autoattack':
+        if task.name != 'classification':
+            raise ValueError(f"AutoAttack is not defined for the task '{task.name}': use 'medical_ensemble'")
+        made = autoattack(num_classes=task.num_outputs, **options)
+    else:
+        made = medical_ensemble(num_classes=task.num_outputs, task=task.name, **options)
+    return made._replace(name=name, options={'attack': kind, **made.options, **options})
 
 
 def init_key(seed: int) -> jax.Array:

@@ -43,7 +43,8 @@ def evaluate(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = 
     with Bars(shown=progress) as bars:
         return judge(subject, examples, build.build_threats(config.eval.attacks, task), tuple(config.eval.eps),
                      layout=layout, seed=config.eval.seed, workdir=workdir,
-                     stop_when_fooled=config.eval.stop_when_fooled, num_pictures=config.eval.num_pictures,
+                     stop_when_fooled=config.eval.stop_when_fooled, order=config.eval.order,
+                     num_pictures=config.eval.num_pictures, save_images=config.eval.save_images,
                      progress=bars.advance)
 
 

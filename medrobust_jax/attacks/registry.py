@@ -1,17 +1,40 @@
 """Attacks by name, for configs and the command line.
 
-Contents: `ATTACKS`, `create_attack`.
+Contents: `ATTACKS`, `create_attack`, `norm_of_attack`, and what an evaluation must know: `MINIMUM_NORM`,
+`TARGETED`, `BLACK_BOX`.
 
 Example:
 
     attack = create_attack('pgd', num_steps=100, norm='l2')
 """
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from medrobust_jax.attacks import directions, noise, pgd, stabilized, wrappers
+from medrobust_jax.attacks import (
+    apgd,
+    boundary,
+    carlini,
+    corruptions,
+    ddn,
+    deepfool,
+    directions,
+    estimation,
+    fab,
+    fmn,
+    hopskipjump,
+    noise,
+    patch,
+    pgd,
+    simba,
+    spatial,
+    square,
+    stabilized,
+    wrappers,
+)
 from medrobust_jax.core.checks import did_you_mean
+from medrobust_jax.core.corruptions import CORRUPTIONS
 from medrobust_jax.core.types import Attack
 from medrobust_jax.losses.classification import margin
 
@@ -41,10 +64,48 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     'ti_fgsm': pgd.ti_fgsm,
     'smia': stabilized.smia,
     'noise': noise.noise,
+    'apgd': apgd.apgd,
+    'apgd_targeted': apgd.apgd_targeted,
+    'fab': fab.fab,
+    'fab_targeted': partial(fab.fab, targeted=True),
+    'square': square.square,
+    'cw_linf': carlini.cw_linf,
+    'cw_l2': carlini.cw_l2,
+    'ddn': ddn.ddn,
+    'fmn': fmn.fmn,
+    'deepfool': deepfool.deepfool,
+    'simba': simba.simba,
+    'nes': estimation.nes,
+    'spsa': estimation.spsa,
+    'hopskipjump': hopskipjump.hopskipjump,
+    'boundary': boundary.boundary_attack,
+    'spatial': spatial.spatial,
+    'spatial_grid': spatial.spatial_grid,
+    'patch': patch.patch,
+    'adversarial_bias_field': corruptions.adversarial_bias_field,
+    **{f'corruption_{name}': partial(corruptions.corruption, name) for name in CORRUPTIONS},
 }
+# Attacks that look for the nearest fooling image whatever the radius: one run serves a whole grid.
+MINIMUM_NORM = frozenset({'fab', 'fab_targeted', 'cw_l2', 'ddn', 'fmn', 'deepfool', 'hopskipjump', 'boundary'})
+# Attacks that aim at the class of the knob 'target_rank'.
+TARGETED = frozenset({'apgd_targeted', 'fab_targeted'})
+# Attacks that ask for outputs or decisions only: they should not beat those that have the gradient.
+BLACK_BOX = frozenset({'noise', 'square', 'simba', 'nes', 'spsa', 'hopskipjump', 'boundary'})
+_FIXED_NORM = {'cw_l2': 'l2', 'cw_linf': 'linf', 'ddn': 'l2', 'boundary': 'l2', 'patch': patch.NORM,
+               'spatial': spatial.NORM, 'spatial_grid': spatial.NORM, 'adversarial_bias_field': corruptions.NORM,
+               **{f'corruption_{name}': corruptions.NORM for name in CORRUPTIONS}}
 
 
-def create_attack(name: str, **options: Any) -> Attack:
+def norm_of_attack(name: str, options: Mapping[str, Any]) -> str:
+    """What eps measures for the attack called `name`: a norm, or 'severity', 'spatial', 'patch', 'sigma'."""
+    if name == 'noise' and options.get('distribution') == 'gaussian':
+        return 'sigma'
+    if name in _FIXED_NORM:
+        return _FIXED_NORM[name]
+    return options.get('norm', inspect.signature(ATTACKS[name]).parameters['norm'].default)
+
+
+def create_attack(name: str, /, **options: Any) -> Attack:
     """The attack called `name`.
 
     Raises:

@@ -22,8 +22,9 @@ from medrobust_jax.core.types import Array, Attack, AttackResult, AttackState, O
 def restarts(attack: Attack, num_restarts: int) -> Attack:
     """Runs `attack` `num_restarts` times from different keys and keeps the strongest image per example.
 
-    Every restart makes `num_steps + 1` looks. Restart 0 uses the example's own key, so a result can
-    only grow stronger with more restarts.
+    Every restart makes `num_steps + 1` looks, or fewer where the attack ends by itself. Restart 0 uses the
+    example's own key, so a result can only grow stronger with more restarts. To leave at the first
+    fooling image, stop the whole: `stop_when_fooled(restarts(attack, n))`.
 
     Args:
       attack: the attack to repeat.
@@ -40,7 +41,8 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
         at_start = (state.inner['looks'] == looks) & ~state.done
         restart = state.inner['restart'] + at_start
         keys = rng.fold(state.inner['key'], restart)
-        fresh = attack.init(victim, keys, images, targets, state.inner['clean'], state.knobs)
+        fresh = attack.init(victim, keys, images, targets, state.inner['clean'],
+                            {**state.knobs, 'restart': restart})
         pick = lambda new, old: jnp.where(per_example(at_start, new), new, old)  # noqa: E731
         inner = {**state.inner, 'attack': jax.tree.map(pick, fresh.inner, state.inner['attack']),
                  'restart': restart, 'looks': jnp.where(at_start, 0, state.inner['looks'])}
@@ -48,10 +50,11 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
 
     def init(victim: Victim, keys: Array, images: Array, targets: Targets, clean_outputs: Outputs | None,
              knobs: dict) -> AttackState:
-        state = attack.init(victim, keys, images, targets, clean_outputs, knobs)
         count = jnp.zeros(images.shape[0], jnp.int32)
-        return state.replace(inner={'attack': state.inner, 'restart': count, 'looks': count, 'key': keys,
-                                    'clean': clean_outputs})
+        knobs = {**knobs, 'restart': count}
+        state = attack.init(victim, keys, images, targets, clean_outputs, knobs)
+        inner = {'attack': state.inner, 'restart': count, 'looks': count, 'key': keys, 'clean': clean_outputs}
+        return state.replace(knobs=knobs, inner=inner)
 
     def step(victim: Victim, images: Array, targets: Targets, state: AttackState) -> AttackState:
         state = jax.lax.cond(jnp.any(state.inner['looks'] == looks),
@@ -61,11 +64,13 @@ def restarts(attack: Attack, num_restarts: int) -> Attack:
         inner_state = attack.step(victim, images, targets,
                                   state.replace(inner=state.inner['attack'], step=state.inner['looks']))
         made = inner_state.step - state.inner['looks']
+        # An attack that ends by itself begins again too, until its last restart.
+        over = inner_state.done & ~state.done & (state.inner['restart'] < num_restarts - 1)
         first = jnp.where(state.first_fooled < 0,
                           jnp.where(inner_state.first_fooled < 0, -1, total), state.first_fooled)
-        return inner_state.replace(step=total + made, first_fooled=first,
+        return inner_state.replace(step=total + made, first_fooled=first, done=inner_state.done & ~over,
                                    inner={**state.inner, 'attack': inner_state.inner,
-                                          'looks': inner_state.step})
+                                          'looks': jnp.where(over, looks, inner_state.step)})
 
     return attack._replace(init=init, step=step, num_steps=num_restarts * looks - 1)
 
@@ -78,7 +83,7 @@ def stop_when_fooled(attack: Attack) -> Attack:
     """
     def step(victim: Victim, images: Array, targets: Targets, state: AttackState) -> AttackState:
         after = attack.step(victim, images, targets, state)
-        done = state.done | ~after.acceptable
+        done = after.done | ~after.acceptable
         stay = per_example(done, images)
         return after.replace(images=jnp.where(stay, state.images, after.images), done=done)
     return attack._replace(step=step)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from absl import logging
 
+from medrobust_jax.attacks.registry import BLACK_BOX
 from medrobust_jax.evaluate import records, sanity
 from medrobust_jax.evaluate.programs import Layout
 from medrobust_jax.evaluate.provenance import program
@@ -32,8 +33,9 @@ from medrobust_jax.evaluate.writing import AnyThreat, ResultWriter, Subject
 
 RESERVED = ('clean', 'worst_case')  # names of rows that are no threat's
 # Pairs in which the first attack should not beat the second, by the name of the method.
-WEAKER = (('fgsm', 'pgd'), ('fgsm', 'smia'), ('ifgsm', 'pgd'),
-          ('noise', 'fgsm'), ('noise', 'ifgsm'), ('noise', 'pgd'), ('noise', 'smia'))
+WEAKER = (('fgsm', 'pgd'), ('fgsm', 'smia'), ('ifgsm', 'pgd'), ('noise', 'fgsm'), ('noise', 'ifgsm'))
+# What black-box attacks and transfer should not beat.
+WHITE_BOX = ('pgd', 'pgd_margin', 'smia', 'apgd', 'cw_linf', 'autoattack', 'medical_ensemble')
 
 
 def judge(subject: Subject, examples: Examples, threats: Sequence[AnyThreat], eps_grid: Sequence[float], *,
@@ -82,7 +84,7 @@ def judge(subject: Subject, examples: Examples, threats: Sequence[AnyThreat], ep
     records.update_rows(results, write.rows)
     grids: dict[str, list[GridPoint]] = {}
     unfinished = workdir / 'unfinished'
-    asked = {**subject.identity, **subject.fingerprints, 'eps': tuple(eps_grid), 'order': order, 'seed': seed,
+    asked = {**subject.identity, **subject.fingerprints, 'order': order, 'seed': seed,
              'stops': stop_when_fooled, 'examples': len(examples.images), 'layout': (layout.width, layout.chunk),
              **program()}
     for threat in threats:
@@ -92,9 +94,10 @@ def judge(subject: Subject, examples: Examples, threats: Sequence[AnyThreat], ep
         def attack(member: Threat, previous: list[GridPoint] | None, threat: AnyThreat = threat
                    ) -> list[GridPoint]:
             name = threat.name if member is threat else f'{threat.name}.{member.name}'
+            radii = tuple(threat.eps or eps_grid)
             about = {**asked, 'threat': name, 'options': member.options, 'restarts': member.num_restarts,
-                     'targets': member.num_targets}
-            return attack_grid(*model, member, examples, eps_grid, clean=clean, stop_when_fooled=stop_when_fooled,
+                     'targets': member.num_targets, 'eps': radii}
+            return attack_grid(*model, member, examples, radii, clean=clean, stop_when_fooled=stop_when_fooled,
                                order=order, previous=previous, progress=partial(progress, name),
                                snapshots=Snapshots(unfinished / f'{name}.npz', about), **shared)
 
@@ -107,8 +110,7 @@ def judge(subject: Subject, examples: Examples, threats: Sequence[AnyThreat], ep
         warnings += _order_warnings(threat, threats, grids)
         write.threat(threat, members, stages, warnings, save_images=save_images)
         records.update_rows(results, write.rows)
-    if len(threats) > 1:
-        write.worst_case(threats, grids, general)
+    write.worst_case(threats, grids, general)
     if grids and num_pictures:
         write.pictures(clean, threats, grids, num_pictures)
     records.update_rows(results, write.rows)
@@ -134,9 +136,11 @@ def _order_warnings(threat: AnyThreat, threats: Sequence[AnyThreat],
 def _is_weaker(weak: AnyThreat, strong: AnyThreat) -> bool:
     """Whether `weak` should not beat `strong`: an older method, or the same with fewer steps or restarts."""
     methods = (weak.options.get('attack'), strong.options.get('attack'))
+    blind = methods[0] in BLACK_BOX and methods[1] in WHITE_BOX
     same = methods[0] is not None and methods[0] == methods[1]
     fewer = False
     if isinstance(weak, Threat) and isinstance(strong, Threat):
         efforts = [(threat.attack.num_steps, threat.num_restarts) for threat in (weak, strong)]
         fewer = efforts[0] != efforts[1] and all(a <= b for a, b in zip(*efforts, strict=True))
-    return weak.norm == strong.norm and (methods in WEAKER or (same and fewer))
+    alike = weak.norm == strong.norm and weak.eps == strong.eps
+    return alike and (methods in WEAKER or blind or (same and fewer))

@@ -55,9 +55,18 @@ def passes_of(attack: Attack, victim: Victim, *, image_shape: tuple[int, ...], t
     def forward_rule(images: Array, keys: Array) -> Any:
         return forward(images, keys), (images, keys)
 
+    @jax.custom_batching.custom_vmap
+    def pull_back(images: Array, cotangent: Any) -> Array:
+        counts['backward'] += images.shape[0]
+        return jnp.zeros_like(images)
+
+    @pull_back.def_vmap
+    def pull_back_several(axis_size: int, batched: Any, images: Array, cotangent: Any) -> tuple[Array, bool]:
+        counts['backward'] += (axis_size - 1) * images.shape[1 if batched[0] else 0]  # the first is counted above
+        return jnp.zeros((axis_size, *images.shape[1 if batched[0] else 0:]), images.dtype), True
+
     def backward_rule(residuals: Any, cotangent: Any) -> Any:
-        counts['backward'] += residuals[0].shape[0]
-        return jnp.zeros_like(residuals[0]), np.zeros(residuals[1].shape, jax.dtypes.float0)
+        return pull_back(residuals[0], cotangent), np.zeros(residuals[1].shape, jax.dtypes.float0)
 
     counted = jax.custom_vjp(forward)
     counted.defvjp(forward_rule, backward_rule)

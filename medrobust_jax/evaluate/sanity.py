@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medrobust_jax.attacks.patch import NORM as PATCH
+from medrobust_jax.attacks.patch import changed_share
 from medrobust_jax.core import balls, rng
 from medrobust_jax.core.blocks import in_blocks, on_each_device
 from medrobust_jax.core.types import Array, PyTree, Targets, Task
@@ -79,7 +81,7 @@ def check_point(point: GridPoint, examples: Examples, *, norm: str) -> tuple[str
     outside = ~((images >= 0) & (images <= 1)).reshape(len(images), -1).all(axis=1)
     if outside.any():
         found.append(f'{int(outside.sum())} adversarial images leave [0, 1] or hold NaN')
-    size = np.asarray(balls.norm_of(jnp.asarray(images - examples.images), norm=norm))
+    size = _size_of(images, examples.images, norm)
     if (count := int((size > point.eps * (1 + 1e-5) + 1e-6).sum())):
         found.append(f'{count} adversarial images leave the {norm} ball of {point.eps:.5g} '
                      f'(largest {size.max():.5g})')
@@ -89,6 +91,15 @@ def check_point(point: GridPoint, examples: Examples, *, norm: str) -> tuple[str
         found.append(f'{int(changed.sum())} verdicts change when the adversarial images are scored again '
                      f'(rows {rows}): decisions at the edge of rounding, or a randomized model')
     return tuple(found)
+
+
+def _size_of(images: np.ndarray, clean: np.ndarray, norm: str) -> np.ndarray:
+    """How large the change is in units of eps; 0 where the unit says nothing of single pixels."""
+    if norm == PATCH:
+        return np.asarray(changed_share(jnp.asarray(images), jnp.asarray(clean)))
+    if norm not in balls.NORMS:  # severities, rotations, standard deviations
+        return np.zeros(len(images))
+    return np.asarray(balls.norm_of(jnp.asarray(images - clean), norm=norm))
 
 
 def check_floor(forward: ModelForward, variables: PyTree, task: Task, threat: Threat, examples: Examples, *,

@@ -46,6 +46,8 @@ class Threat(NamedTuple):
       options: plain values for the record.
       num_targets: for targeted attacks the runner-up classes to aim at, in the order of the clean outputs; they
         are given as the knob 'target_rank' 1, 2, ..., as many as there are classes but one.
+      eps: the threat's own grid, where the evaluation's is not meant (degrees of severity, shares of the
+        area); empty for the evaluation's.
       minimum_norm: whether the attack looks for the nearest fooling image, whatever the radius: it runs once
         for the whole grid, with eps = inf, and its loss is minus the distance.
     """
@@ -57,6 +59,7 @@ class Threat(NamedTuple):
     options: Mapping[str, Any] = {}
     num_targets: int = 1
     minimum_norm: bool = False
+    eps: tuple[float, ...] = ()
 
 
 class Ensemble(NamedTuple):
@@ -67,12 +70,14 @@ class Ensemble(NamedTuple):
       members: the attacks, of one norm, the cheapest first; their names are unique.
       norm: of their ball.
       options: plain values for the record.
+      eps: as `Threat.eps`.
     """
 
     name: str
     members: tuple[Threat, ...]
     norm: str = 'linf'
     options: Mapping[str, Any] = {}
+    eps: tuple[float, ...] = ()
 
 
 class Examples(NamedTuple):

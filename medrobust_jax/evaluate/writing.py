@@ -120,8 +120,10 @@ class ResultWriter:
 
     def worst_case(self, threats: Sequence[AnyThreat], grids: Mapping[str, list[GridPoint]],
                    warnings: tuple[str, ...]) -> None:
-        for norm in sorted({threat.norm for threat in threats}):
-            names = [threat.name for threat in threats if threat.norm == norm]
+        for norm, eps in sorted({(threat.norm, threat.eps) for threat in threats}):
+            names = [threat.name for threat in threats if (threat.norm, threat.eps) == (norm, eps)]
+            if len(threats) == 1 or (eps and len(names) == 1):  # of one attack there is no worst
+                continue
             chosen = [grids[name] for name in names]
             for point, standing in zip(chosen[0], worst_case(chosen), strict=True):
                 self._add({'robust_accuracy': proportion(standing, self.examples.groups)}, None,

@@ -7,19 +7,22 @@ import numpy as np
 import pytest
 
 from medrobust_jax.attacks.pgd import STARTS, pgd, start_noise
-from medrobust_jax.attacks.registry import ATTACKS, create_attack
+from medrobust_jax.attacks.registry import create_attack
 from medrobust_jax.attacks.run import run
 from medrobust_jax.attacks.stabilized import smia
 from medrobust_jax.attacks.wrappers import restarts
 from medrobust_jax.core.balls import NORMS
 
 EPS = {'linf': .08, 'l2': .3, 'l1': 1.2}
-CLIMBING = set(ATTACKS) - {'fgsm', 'noise'}  # with steps and a step size
+# The classical attacks; the others have tests of their own.
+ATTACKS = ('fgsm', 'ifgsm', 'pgd', 'pgd_adam', 'pgd_margin', 'mi_fgsm', 'di_fgsm', 'ti_fgsm', 'smia', 'cw_linf',
+           'noise')
+CLIMBING = set(ATTACKS) - {'fgsm', 'noise', 'cw_linf'}  # with steps and a step size
 
 
 def options(name, norm):
-    own = {'fgsm': {}, 'noise': {'num_draws': 4}}
-    return {'norm': norm, **own.get(name, {'num_steps': 4})}
+    own = {'fgsm': {'norm': norm}, 'noise': {'norm': norm, 'num_draws': 4}, 'cw_linf': {'num_steps': 4}}
+    return own.get(name, {'norm': norm, 'num_steps': 4})
 
 
 @pytest.mark.parametrize(('name', 'norm'), [(name, 'linf') for name in ATTACKS] + [

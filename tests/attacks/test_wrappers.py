@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from medrobust_jax.attacks import looks
+from medrobust_jax.attacks.deepfool import deepfool
 from medrobust_jax.attacks.pgd import fgsm, pgd
 from medrobust_jax.attacks.run import run
 from medrobust_jax.attacks.stabilized import smia
@@ -213,3 +214,19 @@ def test_transforms():
     assert .35 < (abs(halved - .5) > 1e-3).any(axis=(1, 2, 3)).mean() < .65
     noise = np.asarray(gaussian_noise(sigma=.1)(keys, images)) - .5
     assert noise.std() == pytest.approx(.1, rel=.05)
+
+
+def test_an_attack_that_ends_by_itself_begins_again(setting, found_by):
+    """DeepFool is done once it has fooled; three restarts are looked at all the same, and one may come nearer."""
+    s = setting(classes=3, hidden=8)
+    once, thrice = (found_by(restarts(deepfool(num_steps=10), n), s, eps=np.inf) for n in (1, 3))
+    assert (thrice.loss >= once.loss).all()
+    starts = []
+
+    def counted(victim, keys, images, targets, clean_outputs, knobs):
+        jax.debug.callback(lambda _: starts.append(1), keys)
+        return deepfool(num_steps=10).init(victim, keys, images, targets, clean_outputs, knobs)
+
+    found_by(restarts(deepfool(num_steps=10)._replace(init=counted), 3), s, eps=np.inf)
+    jax.effects_barrier()
+    assert len(starts) >= 3

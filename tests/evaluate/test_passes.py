@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medrobust_jax.attacks.deepfool import deepfool
 from medrobust_jax.attacks.pgd import di_fgsm, fgsm, mi_fgsm, pgd
 from medrobust_jax.attacks.run import run
 from medrobust_jax.attacks.stabilized import smia
@@ -19,10 +20,10 @@ VICTIM = Victim(lambda images, keys: images.reshape(len(images), -1)[:, :3], cro
 
 @pytest.mark.parametrize(('attack', 'expected'), [
     (pgd(num_steps=7), (1, 1, 1)), (fgsm(), (1, 1, 1)), (mi_fgsm(), (1, 1, 1)), (targeted(pgd()), (1, 1, 1)),
-    (smia(), (2, 1, 1)), (restarts(pgd(), 4), (1, 1, 1)), (di_fgsm(), (2, 1, 2)),
+    (deepfool(), (1, 2, 1)), (smia(), (2, 1, 1)), (restarts(pgd(), 4), (1, 1, 1)), (di_fgsm(), (2, 1, 2)),
     (averaged_over(pgd(), identity, num_samples=5), (6, 5, 6)),
     (averaged_over(smia(), identity, num_samples=3), (8, 4, 4)),
-], ids=['pgd', 'fgsm', 'mi_fgsm', 'targeted', 'smia', 'restarts', 'di_fgsm', 'eot', 'eot of smia'])
+], ids=['pgd', 'fgsm', 'mi_fgsm', 'targeted', 'deepfool', 'smia', 'restarts', 'di_fgsm', 'eot', 'eot of smia'])
 def test_forward_and_backward_passes(attack, expected):
     assert passes_of(attack, VICTIM, image_shape=(2, 2, 1), targets=np.zeros(1, np.int32)) == expected
 

@@ -15,7 +15,8 @@ from ml_collections import config_flags
 import experiments
 from experiments import main
 from experiments.evaluate import evaluate
-from medrobust_jax.evaluate.records import load_verdicts, read_rows
+from medrobust_jax.evaluate.records import read_rows
+from medrobust_jax.evaluate.verdicts import load_verdicts
 from medrobust_jax.train.checkpoint import load_for_evaluation
 
 ROOT = Path(experiments.__file__).parents[1]

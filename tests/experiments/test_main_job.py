@@ -8,7 +8,8 @@ from experiments.evaluate import evaluate
 from experiments.report import gather_rows, pictures_of, text_tables, write_report
 from experiments.train import train_and_evaluate
 from medrobust_jax.data import registry
-from medrobust_jax.evaluate.records import load_verdicts, read_rows
+from medrobust_jax.evaluate.records import read_rows
+from medrobust_jax.evaluate.verdicts import load_verdicts
 from medrobust_jax.train.checkpoint import load_for_evaluation
 
 
