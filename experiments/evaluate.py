@@ -13,12 +13,15 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from configs.base import base_config
 from experiments import build
+from medrobust_jax.attacks.pgd import pgd
+from medrobust_jax.attacks.transfer import transfer
 from medrobust_jax.core.types import Task
 from medrobust_jax.evaluate.judge import judge
 from medrobust_jax.evaluate.programs import make_layout
 from medrobust_jax.evaluate.records import Row
-from medrobust_jax.evaluate.suite import Examples
+from medrobust_jax.evaluate.suite import Examples, Threat
 from medrobust_jax.evaluate.writing import Subject
 from medrobust_jax.models.forward import apply_model
 from medrobust_jax.parallel.mesh import data_mesh
@@ -40,8 +43,11 @@ def evaluate(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = 
     """
     subject, examples, task = subject_of(config, workdir, data_dir=data_dir)
     layout = make_layout(data_mesh(), width=config.eval.block_width, chunk=config.eval.chunk)
+    threats = build.build_threats(config.eval.attacks, task)
+    if config.eval.surrogate:
+        threats.append(transfer_from(config.eval.surrogate, task, num_steps=config.eval.surrogate_steps))
     with Bars(shown=progress) as bars:
-        return judge(subject, examples, build.build_threats(config.eval.attacks, task), tuple(config.eval.eps),
+        return judge(subject, examples, threats, tuple(config.eval.eps),
                      layout=layout, seed=config.eval.seed, workdir=workdir,
                      stop_when_fooled=config.eval.stop_when_fooled, order=config.eval.order,
                      num_pictures=config.eval.num_pictures, save_images=config.eval.save_images,
@@ -76,6 +82,22 @@ def subject_of(config: ConfigDict, workdir: str | Path, *, data_dir: str | None 
                     'dataset_fingerprint': source.info.fingerprint}
     subject = Subject(forward, (params, model_state), task, identity, fingerprints)
     return subject, build.examples_of(source, config.eval.max_examples), task
+
+
+def transfer_from(workdir: str, task: Task, *, num_steps: int) -> Threat:
+    """PGD crafted on the model of another workdir, one image per example handed to the model that is judged."""
+    params, model_state, metadata = load_for_evaluation(workdir, 'best')
+    trained = base_config(metadata['config']['defense']['name'])
+    trained.update(metadata['config'])
+    model = apply_model(build.build_model(trained, task))
+
+    def surrogate(images: jax.Array, keys: jax.Array) -> jax.Array:
+        return model(params, model_state, images, batch_norm='eval')[0]
+
+    about = {'attack': 'transfer', 'crafted_by': 'pgd', 'num_steps': num_steps,
+             'surrogate_fingerprint': metadata['checkpoint_fingerprint'], 'surrogate': trained.defense.name,
+             'surrogate_seed': trained.seed}
+    return Threat(f'transfer_{trained.defense.name}', transfer(pgd(num_steps=num_steps), surrogate), options=about)
 
 
 @dataclasses.dataclass

@@ -89,7 +89,8 @@ def judge(subject: Subject, examples: Examples, threats: Sequence[AnyThreat], ep
              **program()}
     for threat in threats:
         members = threat.members if isinstance(threat, Ensemble) else (threat,)
-        warnings = (*general, *sanity.check_floor(*model, members[0], examples, **shared))
+        warnings = (*general, *sanity.check_own_gradients(*model, members, examples, **shared),
+                    *sanity.check_floor(*model, members[0], examples, **shared))
 
         def attack(member: Threat, previous: list[GridPoint] | None, threat: AnyThreat = threat
                    ) -> list[GridPoint]:
@@ -136,7 +137,7 @@ def _order_warnings(threat: AnyThreat, threats: Sequence[AnyThreat],
 def _is_weaker(weak: AnyThreat, strong: AnyThreat) -> bool:
     """Whether `weak` should not beat `strong`: an older method, or the same with fewer steps or restarts."""
     methods = (weak.options.get('attack'), strong.options.get('attack'))
-    blind = methods[0] in BLACK_BOX and methods[1] in WHITE_BOX
+    blind = methods[0] in (*BLACK_BOX, 'transfer') and methods[1] in WHITE_BOX
     same = methods[0] is not None and methods[0] == methods[1]
     fewer = False
     if isinstance(weak, Threat) and isinstance(strong, Threat):

@@ -3,7 +3,8 @@
 Each check returns sentences, empty where nothing is wrong; they are printed, saved with the rows
 and shown in the report.
 
-Contents: `check_gradients`, `check_randomness`, `check_point`, `check_floor`, `check_order`.
+Contents: `check_gradients`, `check_own_gradients`, `check_randomness`, `check_point`, `check_floor`,
+`check_order`.
 
 Example:
 
@@ -21,7 +22,7 @@ from medrobust_jax.attacks.patch import NORM as PATCH
 from medrobust_jax.attacks.patch import changed_share
 from medrobust_jax.core import balls, rng
 from medrobust_jax.core.blocks import in_blocks, on_each_device
-from medrobust_jax.core.types import Array, PyTree, Targets, Task
+from medrobust_jax.core.types import Array, Attack, PyTree, Targets, Task, Victim
 from medrobust_jax.evaluate.programs import Layout, ModelForward, in_chunks, make_score, victim_of
 from medrobust_jax.evaluate.suite import Examples, GridPoint, Threat, attack_grid
 
@@ -29,10 +30,14 @@ FLOOR_EPS = {'linf': 0.5}  # every image can become uniform grey, so no model ca
 
 
 @lru_cache(maxsize=64)
-def gradient_sizes(forward: ModelForward, task: Task, layout: Layout) -> Callable[..., Array]:
-    """The compiled `(variables, keys, images, targets) -> [chunk]` Linf norm of the loss's input gradient."""
+def gradient_sizes(forward: ModelForward, task: Task, layout: Layout,
+                   adapt: Callable[[Victim], Victim] = Attack._field_defaults['adapt']) -> Callable[..., Array]:
+    """The compiled `(variables, keys, images, targets) -> [chunk]` Linf norm of the loss's input gradient.
+
+    `adapt` is an attack's, where the attack climbs a loss of its own.
+    """
     def rows(variables: PyTree, keys: Array, images: Array, targets: Targets) -> Array:
-        victim = victim_of(forward, variables, task)
+        victim = adapt(victim_of(forward, variables, task))
 
         def block(k: Array, x: Array, y: Targets) -> Array:
             gradient = jax.grad(lambda x: jnp.sum(victim.loss(victim.forward(x, k), y)))(x)
@@ -44,18 +49,30 @@ def gradient_sizes(forward: ModelForward, task: Task, layout: Layout) -> Callabl
 
 
 def check_gradients(forward: ModelForward, variables: PyTree, task: Task, examples: Examples, *,
-                    layout: Layout, seed: int) -> tuple[str, ...]:
+                    layout: Layout, seed: int, adapt: Callable[[Victim], Victim] | None = None,
+                    what: str = 'input gradients') -> tuple[str, ...]:
     """Whether the loss has a usable gradient at the clean images (masked gradients make attacks blind)."""
     keys = rng.example_keys(seed, examples.index)
-    sizes = in_chunks(gradient_sizes(forward, task, layout), layout)(variables, keys, examples.images,
-                                                                     examples.targets)
+    program = gradient_sizes(forward, task, layout, *(() if adapt is None else (adapt,)))
+    sizes = in_chunks(program, layout)(variables, keys, examples.images, examples.targets)
     found = []
     if (count := int((~np.isfinite(sizes)).sum())):
-        found.append(f'{count} of {len(sizes)} input gradients are not finite')
+        found.append(f'{count} of {len(sizes)} {what} are not finite')
     if (count := int((sizes == 0).sum())):
-        found.append(f'{count} of {len(sizes)} input gradients are exactly zero: attacks by gradient are blind '
+        found.append(f'{count} of {len(sizes)} {what} are exactly zero: attacks by gradient are blind '
                      f'there, so robust accuracy may be overstated')
     return tuple(found)
+
+
+def check_own_gradients(forward: ModelForward, variables: PyTree, task: Task, threats: Sequence[Threat],
+                        examples: Examples, *, layout: Layout, seed: int) -> tuple[str, ...]:
+    """`check_gradients` for the losses that attacks climb in place of the task's (margin, DLR, averages)."""
+    found: tuple[str, ...] = ()
+    for threat in threats:
+        if threat.attack.adapt is not Attack._field_defaults['adapt']:
+            found += check_gradients(forward, variables, task, examples, layout=layout, seed=seed,
+                                     adapt=threat.attack.adapt, what=f"gradients of {threat.name}'s loss")
+    return found
 
 
 def check_randomness(forward: ModelForward, variables: PyTree, examples: Examples, *, layout: Layout,

@@ -1,6 +1,6 @@
 """Verdicts per example: what an attack did to each, as an npz without pickled objects.
 
-Contents: `Verdicts`, `save_verdicts`, `load_verdicts`.
+Contents: `Verdicts`, `save_verdicts`, `load_verdicts`, `breaking_eps`.
 
 Example:
 
@@ -29,6 +29,8 @@ class Verdicts(NamedTuple):
       prediction: [E, N] int, the class predicted for the strongest image found.
       loss: [E, N] float, the loss there.
       first_fooled: [E, N] int, the first look that fooled the model, -1 for none.
+      attacked: [E, N] bool, whether the example was attacked at this eps; elsewhere the verdict is inferred
+        from other radii.
       groups: [N] patient ids (integers or strings), or None.
       about: plain values that say what was attacked and how (attack, norm, fingerprints, ...).
     """
@@ -40,6 +42,7 @@ class Verdicts(NamedTuple):
     prediction: np.ndarray
     loss: np.ndarray
     first_fooled: np.ndarray
+    attacked: np.ndarray
     groups: np.ndarray | None = None
     about: Mapping[str, Any] = {}
 
@@ -95,3 +98,13 @@ def _check_verdicts(arrays: Mapping[str, np.ndarray], path: str | Path) -> None:
             raise ValueError(f'{path}: {name} must have shape {shape}, got {array.shape}')
         if array.dtype == object:
             raise ValueError(f'{path}: {name} must hold numbers or strings, got Python objects')
+
+
+def breaking_eps(verdicts: Verdicts) -> np.ndarray:
+    """The smallest radius of the grid at which each example fell, [N]; 0 where it is wrong without an attack.
+
+    inf where it withstood all. Examples that were wrong without an attack were never attacked.
+    """
+    fallen = ~np.asarray(verdicts.acceptable)
+    smallest = np.where(fallen.any(axis=0), np.asarray(verdicts.eps)[fallen.argmax(axis=0)], np.inf)
+    return np.where(fallen.all(axis=0) & ~np.asarray(verdicts.attacked).any(axis=0), 0.0, smallest)

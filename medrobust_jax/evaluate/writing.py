@@ -110,7 +110,8 @@ class ResultWriter:
             acceptable=np.stack([p.result.acceptable for p in points]),
             prediction=np.stack([np.asarray(predict(p.outputs)) for p in points]),
             loss=np.stack([p.result.loss for p in points]),
-            first_fooled=np.stack([p.result.first_fooled for p in points])))
+            first_fooled=np.stack([p.result.first_fooled for p in points]),
+            attacked=np.stack([p.attacked for p in points])))
         if save_images:
             save_arrays(self.workdir / 'adversarial' / f'{threat.name}.npz', {
                 'images': np.stack([p.result.images for p in points]), 'index': np.asarray(self.examples.index),

@@ -4,7 +4,7 @@ import os
 import numpy as np
 import pytest
 
-from medrobust_jax.evaluate.verdicts import Verdicts, load_verdicts, save_verdicts
+from medrobust_jax.evaluate.verdicts import Verdicts, breaking_eps, load_verdicts, save_verdicts
 
 
 def verdicts(**changes):
@@ -13,6 +13,7 @@ def verdicts(**changes):
         index=np.arange(5), label=np.array([0, 1, 1, 0, 2]), eps=np.array([0.01, 0.02]),
         acceptable=rng.random((2, 5)) < 0.5, prediction=rng.integers(0, 3, (2, 5)),
         loss=rng.random((2, 5)).astype(np.float32), first_fooled=rng.integers(-1, 4, (2, 5)),
+        attacked=np.ones((2, 5), bool),
         groups=np.array(['p1', 'p1', 'p2', 'p3', 'p3']), about={'attack': 'pgd', 'norm': 'linf'})
     return fields._replace(**changes)
 
@@ -76,3 +77,10 @@ def test_a_failed_save_keeps_the_old_verdicts(tmp_path, monkeypatch):
         save_verdicts(path, verdicts(loss=np.ones((2, 5))))
     np.testing.assert_array_equal(load_verdicts(path).loss, verdicts().loss)
     assert os.listdir(tmp_path) == ['a.npz']
+
+
+def test_breaking_eps_is_the_first_that_broke():
+    """In turn: wrong at once, broken at the first, at the second radius, never, and inferred by a bisection."""
+    seen = verdicts(acceptable=np.array([[0, 0, 1, 1, 1], [0, 0, 0, 1, 0]], bool),
+                    attacked=np.array([[0, 1, 1, 1, 0], [0, 0, 1, 1, 1]], bool))
+    np.testing.assert_array_equal(breaking_eps(seen), [0, .01, .02, np.inf, .02])
