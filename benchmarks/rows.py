@@ -12,9 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from medrobust_jax.evaluate.records import provenance
+from medrobust_jax.evaluate.provenance import provenance
 
-_PEERS = ('torch', 'torchattacks', 'adversarial-robustness-toolbox')
+_PEERS = ('torch', 'torchattacks', 'pyautoattack', 'adversarial-robustness-toolbox')
 
 
 def append(path: str | Path, table: Iterable[Mapping[str, Any]]) -> None:
