@@ -90,6 +90,7 @@ def base_config(defense: str = 'natural') -> ConfigDict:
     config.eval.stop_when_fooled = True  # False: also score-based metrics under attack, at a higher cost
     config.eval.num_pictures = 4
     config.eval.order = 'ascending'  # of the eps grid, or 'bisection', whose inferred entries are marked
+    config.eval.ensemble = placeholder(str)  # run 'autoattack' or 'medical_ensemble' instead of `attacks`
     config.eval.surrogate = placeholder(str)  # a workdir whose model crafts a transfer attack on this one
     config.eval.surrogate_steps = 100
     config.eval.save_images = False  # keep every adversarial image, to be scored again

@@ -13,7 +13,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from configs.base import base_config
+from configs.base import base_config, threat
 from experiments import build
 from medrobust_jax.attacks.pgd import pgd
 from medrobust_jax.attacks.transfer import transfer
@@ -43,7 +43,10 @@ def evaluate(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = 
     """
     subject, examples, task = subject_of(config, workdir, data_dir=data_dir)
     layout = make_layout(data_mesh(), width=config.eval.block_width, chunk=config.eval.chunk)
-    threats = build.build_threats(config.eval.attacks, task)
+    attacks = config.eval.attacks
+    if config.eval.ensemble:
+        attacks = {config.eval.ensemble: threat(config.eval.ensemble)}
+    threats = build.build_threats(attacks, task)
     if config.eval.surrogate:
         threats.append(transfer_from(config.eval.surrogate, task, num_steps=config.eval.surrogate_steps))
     with Bars(shown=progress) as bars:
