@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 REQUIRED = [
     'absl-py>=2.1',
     'array_record>=0.8; sys_platform == "linux"',
+    'flatbuffers>=24.3',  # needed by jax.export to serialize, which does not declare it
     'flax>=0.12',
     'grain>=0.2.18',
     'importlib_resources>=6',  # needed by tensorflow-datasets, which does not declare it
@@ -32,6 +33,7 @@ EXTRAS = {
     'notebooks': ['ipykernel>=6.29', 'jupyterlab>=4'],
     'gpu': ['jax[cuda12]>=0.10.1'],
     'tpu': ['jax[tpu]>=0.10.1'],
+    'torch': ['torch>=2.4'],
     'peers': ['torch==2.13.0', 'adversarial-robustness-toolbox>=1.18', 'foolbox>=3.3', 'packaging'],
 }
 
