@@ -14,7 +14,14 @@ import optax
 from ml_collections import ConfigDict
 
 from configs.base import DEFENSES, base_config, threat
-from medrobust_jax.attacks.registry import MINIMUM_NORM, TARGETED, create_attack, norm_of_attack
+from medrobust_jax.attacks.registry import (
+    MINIMUM_NORM,
+    NEEDS_LOGITS,
+    TAKES_TASK_LOSS,
+    TARGETED,
+    create_attack,
+    norm_of_attack,
+)
 from medrobust_jax.core import balls
 from medrobust_jax.core.checks import check_eps, did_you_mean
 from medrobust_jax.core.types import Defense, Task
@@ -183,6 +190,12 @@ def build_threats(attacks: Mapping[str, Any], task: Task) -> list[Threat | Ensem
         if spec['attack'] == 'smia':
             # On a task of its own the divergence is the task's, unless the config names one.
             options.setdefault('stabilization', task.divergence)
+        if task.name != 'classification':
+            if spec['attack'] in NEEDS_LOGITS:
+                raise ValueError(f"config.eval.attacks.{name}: '{spec['attack']}' reads one logit per class, and "
+                                 f"the task '{task.name}' has none; pgd, smia, apgd, square, ddn take any task")
+            if spec['attack'] in TAKES_TASK_LOSS and options.setdefault('loss', 'task') != 'task':
+                raise ValueError(f"config.eval.attacks.{name}: on the task '{task.name}' loss must be 'task'")
         attack = create_attack(spec['attack'], **options)
         plain = {key: value for key, value in options.items() if not callable(value)}
         norm = norm_of_attack(spec['attack'], plain)

@@ -1,7 +1,7 @@
 """Attacks by name, for configs and the command line.
 
 Contents: `ATTACKS`, `create_attack`, `norm_of_attack`, and what an evaluation must know: `MINIMUM_NORM`,
-`TARGETED`, `BLACK_BOX`.
+`TARGETED`, `NEEDS_LOGITS`, `TAKES_TASK_LOSS`, `BLACK_BOX`.
 
 Example:
 
@@ -89,6 +89,11 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
 MINIMUM_NORM = frozenset({'fab', 'fab_targeted', 'cw_l2', 'ddn', 'fmn', 'deepfool', 'hopskipjump', 'boundary'})
 # Attacks that aim at the class of the knob 'target_rank'.
 TARGETED = frozenset({'apgd_targeted', 'fab_targeted'})
+# Attacks that read one logit per class.
+NEEDS_LOGITS = frozenset({'pgd_margin', 'apgd_targeted', 'fab', 'fab_targeted', 'cw_linf', 'cw_l2', 'fmn',
+                          'deepfool', 'simba'})
+# Attacks whose default loss reads one logit per class, and which take loss='task' instead.
+TAKES_TASK_LOSS = frozenset({'apgd', 'square'})
 # Attacks that ask for outputs or decisions only: they should not beat those that have the gradient.
 BLACK_BOX = frozenset({'noise', 'square', 'simba', 'nes', 'spsa', 'hopskipjump', 'boundary'})
 _FIXED_NORM = {'cw_l2': 'l2', 'cw_linf': 'linf', 'ddn': 'l2', 'boundary': 'l2', 'patch': patch.NORM,

@@ -130,7 +130,11 @@ def averaged_over(attack: Attack, transform: Transform, *, num_samples: int) -> 
 
 
 def with_loss(attack: Attack, loss: Callable[[Outputs, Targets], Array]) -> Attack:
-    """Climbs `loss` instead of the victim's own, e.g. the margin; the criterion stays."""
+    """Climbs `loss` instead of the victim's own, e.g. the margin; the criterion stays.
+
+    An attack that names a loss of its own keeps that one (`pgd_margin`, `apgd` unless loss='task', another
+    `with_loss`): the inner loss wins.
+    """
     return attack._replace(adapt=lambda victim: attack.adapt(victim._replace(loss=loss)))
 
 

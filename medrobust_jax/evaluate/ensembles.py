@@ -30,7 +30,7 @@ def autoattack(*, num_classes: int, norm: str = 'linf', version: str = 'standard
 
     standard: APGD-CE (L1: 5 restarts), targeted APGD-DLR on 9 targets (L1: 5), FAB-T on 9, Square with
     5000 queries. plus: APGD-CE, APGD-DLR and FAB with 5 restarts, Square, APGD-T, FAB-T. rand, for
-    randomized models: APGD-CE and APGD-DLR on gradients averaged over 20 passes.
+    randomized models: APGD-CE and APGD-DLR on gradients averaged over 20 passes. custom: one restart each.
 
     Args:
       num_classes: C. Targeted DLR needs 4; with 4 to 9 classes the targets are the C - 1 that
@@ -64,6 +64,8 @@ def autoattack(*, num_classes: int, norm: str = 'linf', version: str = 'standard
                          f"logits. Use the attack 'medical_ensemble', which goes by another name for that reason")
     if version not in VERSIONS:
         did_you_mean(version, VERSIONS, 'version of AutoAttack')
+    if members and version != 'custom':
+        raise ValueError(f"members are for version 'custom'; version {version!r} has its own")
     chosen = _OF_VERSION.get(version, tuple(members))
     if not chosen:
         raise ValueError(f"version 'custom' needs members, some of {', '.join(MEMBERS)}")
@@ -90,9 +92,10 @@ def autoattack(*, num_classes: int, norm: str = 'linf', version: str = 'standard
         if version == 'rand':
             threat = threat._replace(attack=averaged_over(threat.attack, identity, num_samples=num_samples))
         threats.append(threat)
-    exact = (num_targets, num_queries, num_steps, num_samples) == (9, 5000, 100, 20) and num_restarts is None
-    title = f'AutoAttack {version}' if exact and version != 'custom' else 'AutoAttack, own settings'
-    if num_classes < 10 and {'apgd_t', 'fab_t'} & set(chosen):
+    exact = (num_targets, num_queries, num_steps) == (9, 5000, 100) and num_restarts is None and (
+        version == 'standard' or (version != 'custom' and norm != 'l1' and num_samples == 20))
+    title = f'AutoAttack {version}' if exact else 'AutoAttack, own settings'
+    if exact and num_classes < 10 and version != 'rand':
         title += f', with the {num_classes - 1} targets that {num_classes} classes have'
     return Ensemble(f'autoattack_{version}', tuple(threats), norm, {'measure': title, 'version': version})
 

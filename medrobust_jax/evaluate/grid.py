@@ -48,10 +48,12 @@ class Findings:
         """The stronger, per example, of `start` and what was found at the radius at position `eps`."""
         return self._merged(start, self._best[eps])
 
-    def within(self, radius: float, start: AttackResult) -> AttackResult:
-        """As `at`, for a minimum-norm attack: what it found counts where its distance is within `radius`."""
-        return self._merged(start, {row: ended for row, ended in self._best[0].items()
-                                    if not ended.acceptable and -ended.loss <= radius})
+    def within(self, radius: float, start: AttackResult, clean: np.ndarray, *, norm: str) -> AttackResult:
+        """As `at`, for a minimum-norm attack: what it found counts where it is within `radius` of `clean`."""
+        order = {'linf': np.inf, 'l2': 2, 'l1': 1}[norm]
+        return self._merged(start, {
+            row: ended for row, ended in self._best[0].items() if not ended.acceptable
+            and np.linalg.norm((ended.image - clean[row]).ravel(), order) <= radius})
 
     def _merged(self, start: AttackResult, found: Mapping[int, Ended]) -> AttackResult:
         columns = [np.array(field) for field in start]

@@ -27,6 +27,7 @@ from medrobust_jax.evaluate.suite import (
     Threat,
     attack_grid,
     attack_in_turn,
+    check_threat,
     clean_point,
 )
 from medrobust_jax.evaluate.writing import AnyThreat, ResultWriter, Subject
@@ -35,7 +36,8 @@ RESERVED = ('clean', 'worst_case')  # names of rows that are no threat's
 # Pairs in which the first attack should not beat the second, by the name of the method.
 WEAKER = (('fgsm', 'pgd'), ('fgsm', 'smia'), ('ifgsm', 'pgd'), ('noise', 'fgsm'), ('noise', 'ifgsm'))
 # What black-box attacks and transfer should not beat.
-WHITE_BOX = ('pgd', 'pgd_margin', 'smia', 'apgd', 'cw_linf', 'autoattack', 'medical_ensemble')
+WHITE_BOX = ('pgd', 'pgd_margin', 'smia', 'apgd', 'apgd_targeted', 'cw_linf', 'cw_l2', 'ddn', 'fmn', 'fab',
+             'fab_targeted', 'autoattack', 'medical_ensemble')
 
 
 def judge(subject: Subject, examples: Examples, threats: Sequence[AnyThreat], eps_grid: Sequence[float], *,
@@ -67,11 +69,14 @@ def judge(subject: Subject, examples: Examples, threats: Sequence[AnyThreat], ep
       The rows of this evaluation. They are in the file as soon as their attack has ended.
 
     Raises:
-      ValueError: for two threats of one name, or one named as in `RESERVED`.
+      ValueError: for two threats of one name, or one named as in `RESERVED`; for what `check_threat` refuses,
+        before anything is run.
     """
-    names = [threat.name for threat in threats]
-    if len({*names, *RESERVED}) < len(names) + len(RESERVED):
-        raise ValueError(f'attacks are called {names}: each needs a name of its own, other than {RESERVED}')
+    _check_names(threats)
+    for threat in threats:
+        for member in members_of(threat):
+            check_threat(member, subject.task, examples, threat.eps or eps_grid, forward=subject.forward,
+                         variables=subject.variables, order=order)
     started, workdir = time.monotonic(), Path(workdir)
     results = workdir / 'results.jsonl'
     shared = {'layout': layout, 'seed': seed}
@@ -84,11 +89,9 @@ def judge(subject: Subject, examples: Examples, threats: Sequence[AnyThreat], ep
     records.update_rows(results, write.rows)
     grids: dict[str, list[GridPoint]] = {}
     unfinished = workdir / 'unfinished'
-    asked = {**subject.identity, **subject.fingerprints, 'order': order, 'seed': seed,
-             'stops': stop_when_fooled, 'examples': len(examples.images), 'layout': (layout.width, layout.chunk),
-             **program()}
+    asked = {**subject.identity, **subject.fingerprints, **program()}
     for threat in threats:
-        members = threat.members if isinstance(threat, Ensemble) else (threat,)
+        members = members_of(threat)
         warnings = (*general, *sanity.check_own_gradients(*model, members, examples, **shared),
                     *sanity.check_floor(*model, members[0], examples, **shared))
 
@@ -96,11 +99,9 @@ def judge(subject: Subject, examples: Examples, threats: Sequence[AnyThreat], ep
                    ) -> list[GridPoint]:
             name = threat.name if member is threat else f'{threat.name}.{member.name}'
             radii = tuple(threat.eps or eps_grid)
-            about = {**asked, 'threat': name, 'options': member.options, 'restarts': member.num_restarts,
-                     'targets': member.num_targets, 'eps': radii}
             return attack_grid(*model, member, examples, radii, clean=clean, stop_when_fooled=stop_when_fooled,
                                order=order, previous=previous, progress=partial(progress, name),
-                               snapshots=Snapshots(unfinished / f'{name}.npz', about), **shared)
+                               snapshots=Snapshots(unfinished / f'{name}.npz', asked), **shared)
 
         stages = attack_in_turn(members, attack)
         points = stages[-1]
@@ -108,7 +109,7 @@ def judge(subject: Subject, examples: Examples, threats: Sequence[AnyThreat], ep
             logging.info('%s %s eps %.5g: robust accuracy %.4f', subject.identity['defense'], threat.name,
                          point.eps, point.result.acceptable.mean())
         grids[threat.name] = points
-        warnings += _order_warnings(threat, threats, grids)
+        warnings += _order_warnings(threat, threats, grids) + sanity.check_cascade(members, stages)
         write.threat(threat, members, stages, warnings, save_images=save_images)
         records.update_rows(results, write.rows)
     write.worst_case(threats, grids, general)
@@ -119,6 +120,21 @@ def judge(subject: Subject, examples: Examples, threats: Sequence[AnyThreat], ep
     for sentence in sorted({s for row in write.rows for s in row.warnings}):
         logging.warning('Check: %s', sentence)
     return write.rows
+
+
+def members_of(threat: AnyThreat) -> tuple[Threat, ...]:
+    """The attacks that are run for a threat."""
+    return threat.members if isinstance(threat, Ensemble) else (threat,)
+
+
+def _check_names(threats: Sequence[AnyThreat]) -> None:
+    names = [threat.name for threat in threats]
+    if len({*names, *RESERVED}) < len(names) + len(RESERVED):
+        raise ValueError(f'attacks are called {names}: each needs a name of its own, other than {RESERVED}')
+    for threat in threats:
+        members = [member.name for member in members_of(threat)]
+        if len(set(members)) < len(members) or any(m.norm != threat.norm for m in members_of(threat)):
+            raise ValueError(f'the members of {threat.name}, {members}, need names of their own and its norm')
 
 
 def _order_warnings(threat: AnyThreat, threats: Sequence[AnyThreat],

@@ -12,7 +12,7 @@ Contents: `Ended`, `Pool`.
 
 Example:
 
-    pool = Pool(slots, layout, variables, examples_of_item, num_steps=100, items=items)
+    pool = Pool(slots, layout, variables, examples_of_item, num_steps=100, items=items, stops=True)
     while not pool.idle:
         for ended in pool.advance():
             ...                                    # what was found; perhaps pool.put(successor)
@@ -63,20 +63,25 @@ class Pool:
       variables: the model's weights.
       entrants: `items -> Entrants` with one row per item, NumPy arrays and keys.
       num_steps: the attack's moves.
-      items: the queue, at least one item; consumed lazily.
+      items: the queue.
+      stops: whether examples leave early, once they are fooled.
 
     Attributes:
       looks_computed: looks times rows that the devices computed, done rows and padding included.
     """
 
     def __init__(self, slots: SlotPrograms, layout: Layout, variables: PyTree,
-                 entrants: Callable[[list[Item]], Entrants], *, num_steps: int, items: Iterable[Item]):
+                 entrants: Callable[[list[Item]], Entrants], *, num_steps: int, items: Iterable[Item],
+                 stops: bool):
+        unit = 2 * layout.width * layout.mesh.size
+        if layout.chunk % unit:
+            raise ValueError(f'layout.chunk = {layout.chunk} must be a multiple of 2 * width * devices = {unit}')
         self._slots, self._layout, self._variables, self._entrants = slots, layout, variables, entrants
         self._num_steps = num_steps
         self._queue: deque[Item] = deque(items)
         self._held_items: list[Item | None] = [None] * layout.chunk
         self._held: Held | None = None
-        self._leaving = 1.0  # share of examples that leave per look, a moving average
+        self._leaving = 0.05 if stops else 0.0  # share of examples that leave per look, a moving average
         self.looks_computed = 0
 
     @property
@@ -92,7 +97,7 @@ class Pool:
         """Fills the slots, advances them, and takes out what is done."""
         self._fill()
         active = np.asarray([item is not None for item in self._held_items])
-        before = np.asarray(self._held.age)
+        before = np.array(self._held.age)
         count = self._looks_before_next_visit(before[active])
         self._held, looks = self._slots.advance(self._variables, self._held,
                                                 np.full(self._layout.chunk, count, np.int32))
@@ -100,13 +105,20 @@ class Pool:
         self.looks_computed += int(looks.sum())
         rows = np.flatnonzero(done & active)
         early = int((done & active & (age <= self._num_steps)).sum())
-        self._leaving = .8 * self._leaving + .2 * early / max(int((age - before)[active].sum()), 1)
+        keep = .8 ** int(looks.max())
+        self._leaving = keep * self._leaving + (1 - keep) * early / max(int((age - before)[active].sum()), 1)
         return self._take_out(rows, age) if rows.size else []
 
     def _looks_before_next_visit(self, age: np.ndarray) -> int:
-        """Few where examples fall often, so that none is computed in vain for long; never past an end."""
-        remaining = int((self._num_steps + 1 - age).min())
-        return max(1, min(remaining, MOST_LOOKS, int(2 * WASTE / max(self._leaving, 1e-9))))
+        """As many as waste no more than `WASTE` of the looks on examples that will be done by then."""
+        remaining = self._num_steps + 1 - age
+        best = 1
+        for count in range(2, min(MOST_LOOKS, int(remaining.max())) + 1):
+            ended = np.maximum(0, count - remaining).sum()
+            fooled = self._leaving * len(age) * count**2 / 2
+            if ended + fooled <= WASTE * len(age) * count:
+                best = count
+        return best
 
     def _take_out(self, rows: np.ndarray, age: np.ndarray) -> list[Ended]:
         state = self._held.state
@@ -164,7 +176,8 @@ class Pool:
         arrays = {'queue': np.asarray([*self._queue, nobody]),
                   'slots': np.asarray([item or nobody for item in self._held_items]),
                   'counters': np.asarray([self._leaving, self.looks_computed])}
-        leaves = [] if self._held is None else jax.tree.leaves(self._held)
+        busy = any(item is not None for item in self._held_items)
+        leaves = jax.tree.leaves(self._held) if busy else []
         return arrays | {f'held/{i}': np.array(_plain(leaf)) for i, leaf in enumerate(leaves)}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:

@@ -1,6 +1,6 @@
 """A search over a grid that survives being killed: everything it knows, in one file, replaced as a whole.
 
-Contents: `Snapshots`.
+Contents: `Snapshots`, `settings_of`, `digest_of`.
 
 Example:
 
@@ -8,13 +8,17 @@ Example:
     arrays = snapshots.load()                       # None where there is nothing to continue
     snapshots.save_if_due(lambda: {...})
 """
+import hashlib
+import inspect
 import json
 import time
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 
@@ -33,7 +37,7 @@ class Snapshots:
 
     def __init__(self, path: str | Path, about: Mapping[str, Any], *, every_seconds: float = 60.0):
         self._path, self._about = Path(path), json.dumps(about, sort_keys=True, default=str)
-        self._every, self._last = every_seconds, time.monotonic()
+        self.every_seconds, self._last, self._cost = every_seconds, time.monotonic(), 0.0
 
     def load(self) -> dict[str, np.ndarray] | None:
         """The state saved last, or None: nothing was saved, or it is damaged or of another search."""
@@ -51,12 +55,64 @@ class Snapshots:
             return None
         return arrays
 
+    def of(self, **more: Any) -> 'Snapshots':
+        """The same file for a search that is also decided by `more`."""
+        return Snapshots(self._path, {'outer': self._about, **more}, every_seconds=self.every_seconds)
+
     def save_if_due(self, state: Callable[[], Mapping[str, np.ndarray]]) -> None:
-        """Saves `state()` if the last save is long enough ago."""
-        if time.monotonic() - self._last >= self._every:
+        """Saves `state()` if the last save is long enough ago: `every_seconds`, and 20 times what a save takes.
+
+        A disk that refuses costs the snapshot, not the search.
+        """
+        if time.monotonic() - self._last < max(self.every_seconds, 20 * self._cost):
+            return
+        started = time.monotonic()
+        try:
             self.save(state())
+        except OSError as error:
+            logging.warning('no snapshot was saved, so a kill would lose more: %s', error)
+        self._last = time.monotonic()
+        self._cost = self._last - started
 
     def save(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Saves now, whole or not at all."""
-        save_arrays(self._path, {**arrays, 'about': np.asarray(self._about)})
-        self._last = time.monotonic()
+        save_arrays(self._path, {**arrays, 'about': np.asarray(self._about)}, compressed=False)
+
+
+def digest_of(*arrays: Any) -> str:
+    """A hash of arrays' contents."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        keys = isinstance(array, jax.Array) and jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key)
+        plain = np.asarray(jax.random.key_data(array) if keys else array)
+        digest.update(f'{plain.dtype}{plain.shape}'.encode())
+        digest.update(np.ascontiguousarray(plain).data)
+    return digest.hexdigest()[:32]
+
+
+def settings_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The plain values that a function closes over, by name, through other functions; arrays as hashes.
+
+    Tells two attacks of one kind apart that were made with other options.
+    """
+    seen: set[int] = set()
+
+    def of(value: Any) -> Any:
+        if isinstance(value, jax.Array | np.ndarray):
+            return digest_of(value)
+        if isinstance(value, Mapping):
+            return {str(key): of(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [of(item) for item in value]
+        if isinstance(value, partial):
+            return [of(value.func), of(value.args), of(value.keywords)]
+        if inspect.isfunction(value):
+            if id(value) in seen:
+                return value.__qualname__
+            seen.add(id(value))
+            cells = inspect.getclosurevars(value).nonlocals
+            return {'function': f'{value.__module__}.{value.__qualname__}',
+                    **{name: of(item) for name, item in sorted(cells.items())}}
+        return value if isinstance(value, bool | int | float | str | None) else type(value).__name__
+
+    return of(function)

@@ -4,7 +4,7 @@ Each check returns sentences, empty where nothing is wrong; they are printed, sa
 and shown in the report.
 
 Contents: `check_gradients`, `check_own_gradients`, `check_randomness`, `check_point`, `check_floor`,
-`check_order`.
+`check_cascade`, `check_order`.
 
 Example:
 
@@ -20,13 +20,18 @@ import numpy as np
 
 from medrobust_jax.attacks.patch import NORM as PATCH
 from medrobust_jax.attacks.patch import changed_share
+from medrobust_jax.attacks.registry import BLACK_BOX
 from medrobust_jax.core import balls, rng
 from medrobust_jax.core.blocks import in_blocks, on_each_device
 from medrobust_jax.core.types import Array, Attack, PyTree, Targets, Task, Victim
 from medrobust_jax.evaluate.programs import Layout, ModelForward, in_chunks, make_score, victim_of
 from medrobust_jax.evaluate.suite import Examples, GridPoint, Threat, attack_grid
 
-FLOOR_EPS = {'linf': 0.5}  # every image can become uniform grey, so no model can tell classes apart
+# Within these, every image can become uniform grey, so no model can tell classes apart; d is the number of pixels.
+FLOOR_EPS = {'linf': lambda d: 0.5, 'l2': lambda d: 0.5 * d**0.5, 'l1': lambda d: 0.5 * d}
+
+
+NUM_FEW = 64  # examples for checks that need not see all
 
 
 @lru_cache(maxsize=64)
@@ -68,9 +73,11 @@ def check_own_gradients(forward: ModelForward, variables: PyTree, task: Task, th
                         examples: Examples, *, layout: Layout, seed: int) -> tuple[str, ...]:
     """`check_gradients` for the losses that attacks climb in place of the task's (margin, DLR, averages)."""
     found: tuple[str, ...] = ()
+    few = jax.tree.map(lambda a: a[:NUM_FEW], examples)
     for threat in threats:
-        if threat.attack.adapt is not Attack._field_defaults['adapt']:
-            found += check_gradients(forward, variables, task, examples, layout=layout, seed=seed,
+        blind = threat.options.get('attack') in BLACK_BOX
+        if threat.attack.adapt is not Attack._field_defaults['adapt'] and not blind:
+            found += check_gradients(forward, variables, task, few, layout=layout, seed=seed,
                                      adapt=threat.attack.adapt, what=f"gradients of {threat.name}'s loss")
     return found
 
@@ -126,10 +133,11 @@ def check_floor(forward: ModelForward, variables: PyTree, task: Task, threat: Th
     Only for norms in `FLOOR_EPS`, and neither for a single step, which may overshoot on a healthy
     model, nor for attacks without gradients.
     """
-    if threat.norm not in FLOOR_EPS or threat.attack.num_steps < 2:
+    blind = threat.options.get('attack') in (*BLACK_BOX, 'transfer')
+    if threat.norm not in FLOOR_EPS or threat.attack.num_steps < 2 or blind:
         return ()
     few = jax.tree.map(lambda a: a[:num_examples], examples)
-    eps = FLOOR_EPS[threat.norm]
+    eps = FLOOR_EPS[threat.norm](np.prod(examples.images.shape[1:]))
     (point,) = attack_grid(forward, variables, task, threat._replace(num_restarts=1), few, (eps,), layout=layout,
                            seed=seed)
     left = float(point.result.acceptable.mean())
@@ -137,6 +145,20 @@ def check_floor(forward: ModelForward, variables: PyTree, task: Task, threat: Th
     return () if left <= limit or point.backward_passes == 0 else (
         f'{threat.name} at eps {eps:g} leaves {left:.0%} of {len(few.images)} images standing (at most '
         f'{limit:.0%} expected): its gradients are masked or it needs more steps',)
+
+
+def check_cascade(members: Sequence[Threat], stages: Sequence[Sequence[GridPoint]]) -> tuple[str, ...]:
+    """Whether a black-box member of an ensemble breaks what its members by gradient left standing."""
+    found = []
+    for before, member, after in zip(stages, members[1:], stages[1:], strict=False):
+        if member.options.get('attack') not in BLACK_BOX:
+            continue
+        for a, b in zip(before, after, strict=True):
+            broken = int((a.result.acceptable & ~b.result.acceptable).sum())
+            if broken > max(1, 0.01 * len(a.result.acceptable)):
+                found.append(f'{member.name} breaks {broken} images at eps {a.eps:.4g} that withstood all attacks '
+                             f'by gradient: their gradients are masked or they need more steps')
+    return tuple(found)
 
 
 def check_order(weak: Sequence[GridPoint], strong: Sequence[GridPoint], *, weak_name: str,

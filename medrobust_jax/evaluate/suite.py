@@ -4,8 +4,8 @@ An example that falls at one eps counts as fallen at every larger one, with the 
 smaller ball lies in the larger. All radii, restarts and targets are one queue, worked off by the
 pool (`evaluate.pool`): every one of them is spent on what still stands.
 
-Contents: `Threat`, `Ensemble`, `Examples`, `GridPoint`, `clean_point`, `attack_grid`, `attack_in_turn`,
-`worst_case`.
+Contents: `Threat`, `Ensemble`, `Examples`, `GridPoint`, `clean_point`, `attack_grid`, `check_threat`,
+`attack_in_turn`, `worst_case`.
 
 Example:
 
@@ -21,15 +21,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from medrobust_jax.core import rng
+from medrobust_jax.core import balls, rng
 from medrobust_jax.core.checks import check_eps, check_images
 from medrobust_jax.core.types import Attack, AttackResult, Outputs, PyTree, Targets, Task
-from medrobust_jax.evaluate.grid import Findings, stronger
-from medrobust_jax.evaluate.passes import passes_of
+from medrobust_jax.evaluate.grid import Findings
+from medrobust_jax.evaluate.passes import Passes, passes_of
 from medrobust_jax.evaluate.pool import Pool
 from medrobust_jax.evaluate.programs import Layout, ModelForward, in_chunks, make_score, victim_of
 from medrobust_jax.evaluate.queue import Item, Search, every_item, first_items, successor
-from medrobust_jax.evaluate.resume import Snapshots
+from medrobust_jax.evaluate.resume import Snapshots, digest_of, settings_of
 from medrobust_jax.evaluate.slots import Entrants, make_slots
 
 _TARGETS = 0x7A46  # keeps the keys of targets apart from those of restarts and passes
@@ -157,7 +157,7 @@ def attack_grid(forward: ModelForward, variables: PyTree, task: Task, threat: Th
       task: loss and criterion.
       threat: what attacks.
       examples: what is attacked.
-      eps_grid: radii > 0; sorted here.
+      eps_grid: radii >= 0; sorted here.
       layout: block width, slots (`layout.chunk`) and devices.
       seed: with an example's index it decides all its draws; the same at every eps.
       clean: from `clean_point`, to save that pass.
@@ -179,38 +179,39 @@ def attack_grid(forward: ModelForward, variables: PyTree, task: Task, threat: Th
     Raises:
       ValueError: for a radius < 0, an unknown order, or fewer than one restart or target.
     """
-    check_eps(eps_grid, field='eps_grid')
-    radii = sorted(map(float, eps_grid))
+    radii = check_threat(threat, task, examples, eps_grid, forward=forward, variables=variables, order=order)
     clean = clean_point(forward, variables, task, examples, layout=layout, seed=seed) if clean is None else clean
     known = [clean] * len(radii) if previous is None else list(previous)
+    if [point.eps for point in known] != radii and previous is not None:
+        raise ValueError(f'previous has the radii {[point.eps for point in known]}, not {radii}')
     standing = np.stack([point.result.acceptable for point in known])
     search = Search(1 if threat.minimum_norm else len(radii), threat.num_restarts, threat.num_targets, order)
-    search.check()
     stops = stop_when_fooled and not threat.minimum_norm
     if stops:  # what stands at a radius stands at all smaller ones, so the sum is the first that is broken
         items = first_items(search, np.arange(len(examples.images)), standing.sum(axis=0))
     else:
         items = every_item(search, np.flatnonzero(standing.any(axis=0) | (not stop_when_fooled)))
-    started, total = time.monotonic(), len(items)
+    if snapshots:
+        snapshots = snapshots.of(
+            threat=threat.name, norm=threat.norm, num_steps=threat.attack.num_steps,
+            attack=[settings_of(part) for part in (threat.attack.init, threat.attack.step, threat.attack.adapt)],
+            search=search, stops=stops, radii=radii, seed=seed, layout=(*layout[1:], layout.mesh.size),
+            data=digest_of(examples.index, examples.images, *jax.tree.leaves(examples.targets), standing))
     entrants = _entrants(examples, clean.outputs, search, [np.inf] if threat.minimum_norm else radii, seed)
     pool = Pool(make_slots(forward, task, threat.attack, layout, stop=stops), layout, variables, entrants,
-                num_steps=threat.attack.num_steps, items=items)
+                num_steps=threat.attack.num_steps, items=items, stops=stops)
     findings = Findings(search.num_eps, len(examples.images))
-    _work_off(pool, findings, partial(successor, search) if stops else None, snapshots,
-              lambda done: progress(done, total))
-    seconds = time.monotonic() - started
-    passes = passes_of(threat.attack, victim_of(forward, variables, task), image_shape=examples.images.shape[1:],
-                       targets=jax.tree.map(lambda t: t[:1], examples.targets),
-                       clean_outputs=jax.tree.map(lambda t: t[:1], clean.outputs))
+    total = len(items)
+    seconds = _work_off(pool, findings, partial(successor, search) if stops else None, snapshots,
+                        lambda done: progress(done, total))
+    passes = _passes(threat.attack, forward, variables, task, examples)
     score = partial(in_chunks(make_score(forward, layout), layout), variables,
                     rng.example_keys(seed, examples.index))
     needed = int(findings.looks.sum())
     carried, last, points = _unclimbed(clean.result), clean, []
     for position, (eps, before) in enumerate(zip(radii, known, strict=True)):
-        if previous is not None:
-            carried = stronger(_unclimbed(before.result), carried)
         if threat.minimum_norm:
-            carried = findings.within(eps, carried)
+            carried = findings.within(eps, carried, examples.images, norm=threat.norm)
             attacked, looks = findings.attacked[0], findings.looks[0] / len(radii)
         else:
             carried = findings.at(position, carried)
@@ -223,7 +224,50 @@ def attack_grid(forward: ModelForward, variables: PyTree, task: Task, threat: Th
             np.asarray(task.acceptable(outputs, examples.targets)), computed * passes.forward,
             computed * passes.backward, share * seconds, needed / pool.looks_computed if needed else 1.0)
         points.append(last)
-    return points
+    return points if previous is None else [_worse(a, b) for a, b in zip(known, points, strict=True)]
+
+
+def check_threat(threat: Threat, task: Task, examples: Examples, eps_grid: Sequence[float], *,
+                 forward: ModelForward, variables: PyTree, order: str = 'ascending') -> list[float]:
+    """Refuses what cannot be run, before anything is: traces the attack once, without computing.
+
+    Returns:
+      The radii, ascending.
+
+    Raises:
+      ValueError: for an empty grid or a radius < 0, an unknown order, fewer than one restart or target, more
+        targets than wrong classes, a minimum-norm attack without a norm, and whatever the attack refuses.
+    """
+    check_eps(eps_grid, field='eps_grid')
+    if not len(eps_grid):
+        raise ValueError('eps_grid is empty: name at least one radius')
+    Search(len(eps_grid), threat.num_restarts, threat.num_targets, order).check()
+    if threat.minimum_norm and threat.norm not in balls.NORMS:
+        raise ValueError(f"{threat.name} looks for the nearest image, but '{threat.norm}' measures no distance")
+    if threat.num_targets > max(1, task.num_outputs - 1):
+        raise ValueError(f'{threat.name}: num_targets = {threat.num_targets}, but {task.num_outputs} outputs have '
+                         f'{task.num_outputs - 1} wrong classes')
+    _passes(threat.attack, forward, variables, task, examples)
+    return sorted(map(float, eps_grid))
+
+
+def _passes(attack: Attack, forward: ModelForward, variables: PyTree, task: Task, examples: Examples) -> Passes:
+    one = jax.tree.map(lambda t: t[:1], examples.targets)
+    keys = rng.example_keys(0, np.zeros(1, np.int32))
+    outputs = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype),
+                           jax.eval_shape(forward, variables, examples.images[:1], keys))
+    return passes_of(attack, victim_of(forward, variables, task), image_shape=examples.images.shape[1:],
+                     targets=one, clean_outputs=outputs)
+
+
+def _worse(before: GridPoint, point: GridPoint) -> GridPoint:
+    """`point` with, per example, the stronger of both images: fooled first, then the task's higher loss."""
+    was, now = before.result, point.result
+    take = np.where(was.acceptable == now.acceptable, was.loss >= now.loss, now.acceptable)
+    pick = lambda a, b: np.where(take.reshape(-1, *[1] * (np.ndim(a) - 1)), a, b)  # noqa: E731
+    return point._replace(result=AttackResult(*map(pick, was, now)),
+                          rescored=pick(before.rescored, point.rescored),
+                          outputs=jax.tree.map(pick, before.outputs, point.outputs))
 
 
 def _unclimbed(result: AttackResult) -> AttackResult:
@@ -269,14 +313,22 @@ def _entrants(examples: Examples, clean_outputs: Outputs, search: Search, radii:
 
 
 def _work_off(pool: Pool, findings: Findings, following: Callable[..., Item | None] | None,
-              snapshots: Snapshots | None, progress: Callable[[int], None]) -> None:
-    """Runs the pool until it is idle, from a snapshot where there is one."""
+              snapshots: Snapshots | None, progress: Callable[[int], None]) -> float:
+    """Runs the pool until it is idle, from a snapshot where there is one; returns the seconds of all its runs."""
     saved = snapshots.load() if snapshots else None
+    finished, earlier, started = 0, 0.0, time.monotonic()
     if saved is not None:
         pool.restore(saved)
         findings.restore(saved)
-    state = lambda: {**pool.snapshot(), **findings.snapshot()}  # noqa: E731
-    finished = 0
+        finished, earlier = int(saved['finished']), float(saved['seconds'])
+
+    def seconds() -> float:
+        return earlier + time.monotonic() - started
+
+    def state() -> dict[str, np.ndarray]:
+        return {**pool.snapshot(), **findings.snapshot(), 'finished': np.asarray(finished),
+                'seconds': np.asarray(seconds())}
+
     while not pool.idle:
         for ended in pool.advance():
             findings.enter(ended)
@@ -288,8 +340,10 @@ def _work_off(pool: Pool, findings: Findings, following: Callable[..., Item | No
         progress(finished)
         if snapshots:
             snapshots.save_if_due(state)
-    if snapshots:
+    took = seconds()
+    if snapshots and took >= snapshots.every_seconds:  # what took less is sooner run again than saved
         snapshots.save(state())
+    return took
 
 
 def attack_in_turn(members: Sequence[Threat], attack: Callable[..., list[GridPoint]]) -> list[list[GridPoint]]:

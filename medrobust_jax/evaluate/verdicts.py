@@ -31,6 +31,7 @@ class Verdicts(NamedTuple):
       first_fooled: [E, N] int, the first look that fooled the model, -1 for none.
       attacked: [E, N] bool, whether the example was attacked at this eps; elsewhere the verdict is inferred
         from other radii.
+      withstood_clean: [N] bool, whether the model is right without an attack.
       groups: [N] patient ids (integers or strings), or None.
       about: plain values that say what was attacked and how (attack, norm, fingerprints, ...).
     """
@@ -43,6 +44,7 @@ class Verdicts(NamedTuple):
     loss: np.ndarray
     first_fooled: np.ndarray
     attacked: np.ndarray
+    withstood_clean: np.ndarray
     groups: np.ndarray | None = None
     about: Mapping[str, Any] = {}
 
@@ -92,7 +94,7 @@ def load_verdicts(path: str | Path) -> Verdicts:
 def _check_verdicts(arrays: Mapping[str, np.ndarray], path: str | Path) -> None:
     n, num_eps = len(arrays['index']), len(arrays['eps'])
     for name, array in arrays.items():
-        per_example = name in ('index', 'label', 'groups')
+        per_example = name in ('index', 'label', 'withstood_clean', 'groups')
         shape = (n,) if per_example else (num_eps,) if name == 'eps' else (num_eps, n)
         if array.shape != shape:
             raise ValueError(f'{path}: {name} must have shape {shape}, got {array.shape}')
@@ -101,10 +103,10 @@ def _check_verdicts(arrays: Mapping[str, np.ndarray], path: str | Path) -> None:
 
 
 def breaking_eps(verdicts: Verdicts) -> np.ndarray:
-    """The smallest radius of the grid at which each example fell, [N]; 0 where it is wrong without an attack.
+    """The smallest radius of the grid at which each example fell, [N].
 
-    inf where it withstood all. Examples that were wrong without an attack were never attacked.
+    inf where it withstood all, 0 where it is wrong without an attack.
     """
     fallen = ~np.asarray(verdicts.acceptable)
     smallest = np.where(fallen.any(axis=0), np.asarray(verdicts.eps)[fallen.argmax(axis=0)], np.inf)
-    return np.where(fallen.all(axis=0) & ~np.asarray(verdicts.attacked).any(axis=0), 0.0, smallest)
+    return np.where(verdicts.withstood_clean, smallest, 0.0)

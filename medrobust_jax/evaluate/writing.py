@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from medrobust_jax.core.balls import NORMS
 from medrobust_jax.core.types import PyTree, Task
 from medrobust_jax.evaluate import records, sanity, verdicts
 from medrobust_jax.evaluate.files import save_arrays
@@ -57,6 +58,7 @@ class ResultWriter:
     seed: int
     stops: bool
     rows: list[records.Row] = dataclasses.field(default_factory=list)
+    _withstood_clean: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
 
     def _add(self, estimates: Mapping, point: GridPoint | None, *, attack: str, norm: str, eps: float,
              options: Mapping, warnings: tuple[str, ...], seconds: float) -> None:
@@ -82,6 +84,7 @@ class ResultWriter:
     def clean(self, point: GridPoint, started: float, warnings: tuple[str, ...]) -> None:
         estimates = self.subject.task.metrics(point.outputs, self.examples.targets, self.examples.groups)
         estimates['robust_accuracy'] = proportion(point.result.acceptable, self.examples.groups)
+        self._withstood_clean = np.asarray(point.result.acceptable)
         self._add(estimates, point, attack='clean', norm='', eps=0.0, options={}, warnings=warnings,
                    seconds=time.monotonic() - started)
 
@@ -111,7 +114,7 @@ class ResultWriter:
             prediction=np.stack([np.asarray(predict(p.outputs)) for p in points]),
             loss=np.stack([p.result.loss for p in points]),
             first_fooled=np.stack([p.result.first_fooled for p in points]),
-            attacked=np.stack([p.attacked for p in points])))
+            attacked=np.stack([p.attacked for p in points]), withstood_clean=self._withstood_clean))
         if save_images:
             save_arrays(self.workdir / 'adversarial' / f'{threat.name}.npz', {
                 'images': np.stack([p.result.images for p in points]), 'index': np.asarray(self.examples.index),
@@ -121,15 +124,16 @@ class ResultWriter:
 
     def worst_case(self, threats: Sequence[AnyThreat], grids: Mapping[str, list[GridPoint]],
                    warnings: tuple[str, ...]) -> None:
-        for norm, eps in sorted({(threat.norm, threat.eps) for threat in threats}):
-            names = [threat.name for threat in threats if (threat.norm, threat.eps) == (norm, eps)]
-            if len(threats) == 1 or (eps and len(names) == 1):  # of one attack there is no worst
-                continue
-            chosen = [grids[name] for name in names]
-            for point, standing in zip(chosen[0], worst_case(chosen), strict=True):
+        by_radius: dict[tuple[str, float], dict[str, GridPoint]] = {}
+        for threat in threats:
+            for point in grids[threat.name]:
+                by_radius.setdefault((threat.norm, point.eps), {})[threat.name] = point
+        for (norm, eps), points in sorted(by_radius.items()):
+            if len(threats) > 1 and (len(points) > 1 or norm in NORMS):  # of one attack there is no worst
+                (standing,) = worst_case([[point] for point in points.values()])
                 self._add({'robust_accuracy': proportion(standing, self.examples.groups)}, None,
-                           attack='worst_case', norm=norm, eps=point.eps, options={'attacks': names},
-                           warnings=warnings, seconds=0.0)
+                          attack='worst_case', norm=norm, eps=eps, options={'attacks': list(points)},
+                          warnings=warnings, seconds=0.0)
 
     def pictures(self, clean: GridPoint, threats: Sequence[AnyThreat], grids: Mapping[str, list[GridPoint]],
                  count: int) -> None:

@@ -1,4 +1,5 @@
 """Ensembles: their members and constants, and known answers on a linear model."""
+import itertools
 from functools import partial
 
 import numpy as np
@@ -6,7 +7,10 @@ import pytest
 
 from medrobust_jax.attacks.deepfool import deepfool
 from medrobust_jax.attacks.fmn import fmn
+from medrobust_jax.attacks.pgd import pgd
+from medrobust_jax.attacks.square import square
 from medrobust_jax.evaluate.ensembles import autoattack, medical_ensemble
+from medrobust_jax.evaluate.sanity import check_cascade
 from medrobust_jax.evaluate.suite import Threat, attack_grid, attack_in_turn
 
 RADII = np.concatenate([[-.02], .005 + .01 * np.arange(8)])
@@ -50,6 +54,7 @@ def test_the_record_says_what_it_is():
     (lambda: autoattack(num_classes=10, version='custom'), 'needs members'),
     (lambda: autoattack(num_classes=10, version='custom', members=('apgd',)), 'member of AutoAttack'),
     (lambda: medical_ensemble(num_classes=1), 'two classes at least'),
+    (lambda: autoattack(num_classes=10, members=('square',)), "members are for version 'custom'"),
 ])
 def test_what_is_not_defined_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
@@ -95,3 +100,31 @@ def test_one_run_of_a_minimum_norm_attack_serves_the_grid(planted, layout, norm,
         np.testing.assert_array_equal(point.rescored, point.eps < RADII)
         assert point.attacked.sum() == (RADII > 0).sum()
     assert points[0].forward_passes == points[1].forward_passes
+
+
+def test_without_stopping_no_member_makes_an_image_weaker(network, layout):
+    ensemble = medical_ensemble(num_classes=3, num_steps=10, num_queries=10)
+    stages = attack_in_turn(ensemble.members, partial(run, network, layout=layout, stop_when_fooled=False))
+    for earlier, later in itertools.pairwise(stages):
+        for a, b in zip(earlier, later, strict=True):
+            level = a.result.acceptable == b.result.acceptable
+            assert (b.result.loss >= a.result.loss)[level].all()
+            assert (b.result.acceptable <= a.result.acceptable).all()
+
+
+def test_a_distance_is_measured_and_not_taken_from_the_loss(planted, layout):
+    """An attack that is no minimum-norm attack, flagged as one, cannot pass a far image for a near one."""
+    wrong = Threat('pgd', pgd(num_steps=3), minimum_norm=True)
+    for point in run(planted(RADII), wrong, layout=layout):
+        size = np.abs(point.result.images - planted(RADII).examples.images).reshape(len(RADII), -1).max(axis=1)
+        assert (size <= point.eps + 1e-6).all()
+    with pytest.raises(ValueError, match="'severity' measures no distance"):
+        run(planted(RADII), wrong._replace(norm='severity'), layout=layout)
+
+
+def test_black_box_members_that_break_much_are_reported(planted, layout):
+    hampered = pgd(num_steps=2, start='clean', relative_step_size=1e-4)
+    members = (Threat('pgd', hampered), Threat('square', square(num_steps=60), options={'attack': 'square'}))
+    stages = attack_in_turn(members, partial(run, planted(RADII), layout=layout))
+    assert any('square breaks' in sentence for sentence in check_cascade(members, stages))
+    assert check_cascade(members[:1], stages[:1]) == ()

@@ -10,7 +10,7 @@ from medrobust_jax.core import rng
 from medrobust_jax.evaluate import judge as judging
 from medrobust_jax.evaluate.judge import judge
 from medrobust_jax.evaluate.records import read_rows
-from medrobust_jax.evaluate.suite import Threat
+from medrobust_jax.evaluate.suite import Ensemble, Threat
 from medrobust_jax.evaluate.verdicts import load_verdicts
 from medrobust_jax.evaluate.writing import Subject
 from medrobust_jax.tasks.ordinal import ordinal
@@ -200,3 +200,33 @@ def test_a_model_that_is_always_wrong_leaves_no_pictures(judged, planted, tmp_pa
     assert not math.isnan(value(rows, 'clean'))
     with np.load(tmp_path / 'pictures.npz') as pictures:
         assert pictures['clean'].shape == (0, 4, 4, 1)
+
+
+def test_members_of_an_ensemble_need_names_of_their_own(judged):
+    with pytest.raises(ValueError, match='need names of their own'):
+        judged([Ensemble('twice', (PGD, PGD))])
+    with pytest.raises(ValueError, match='its norm'):
+        judged([Ensemble('mixed', (PGD, L2))])
+
+
+def test_what_cannot_run_is_refused_before_anything_is(judged, tmp_path):
+    with pytest.raises(ValueError, match='num_targets = 5, but 2 outputs have 1 wrong'):
+        judged([FGSM, PGD._replace(num_targets=5)])
+    assert not (tmp_path / 'results.jsonl').exists()
+
+
+def test_worst_cases_of_overlapping_grids_hold_all_attacks_of_a_radius(judged):
+    other = PGD._replace(name='other', eps=(.05,), attack=pgd(num_steps=1, relative_step_size=1e-3))
+    rows = judged([FGSM, PGD, other])
+    assert value(rows, 'worst_case', .05) == 7 / 14
+    assert len([row for row in rows if row.attack == 'worst_case' and row.eps == .05]) == 1
+
+
+def test_an_ensemble_is_one_attack_with_the_count_after_each_member(judged, tmp_path):
+    rows = judged([Ensemble('both', (FGSM, PGD), options={'attack': 'both'})])
+    assert {row.attack for row in rows} == {'clean', 'both'}
+    (row,) = (row for row in rows if row.attack == 'both' and row.eps == .05 and row.metric == 'robust_accuracy')
+    assert row.value == 7 / 14
+    assert row.attack_options['standing_after'] == {'fgsm': 7, 'pgd': 7}
+    assert row.attack_options['members']['pgd']['num_restarts'] == 2
+    assert not (tmp_path / 'unfinished').exists()

@@ -112,7 +112,10 @@ def test_an_attack_that_does_not_work_even_at_a_huge_eps(system, layout):
     idle = pgd(num_steps=3, start='clean', relative_step_size=1e-6)
     warning, = sanity.check_floor(*model, Threat('idle', idle), system.examples, layout=layout, seed=0)
     assert warning.startswith('idle at eps 0.5 leaves 100% of 12 images standing')
-    for threat in (Threat('single step', FGSM), Threat('other norm', idle, 'l2')):
+    (warning,) = sanity.check_floor(*model, Threat('idle', idle, 'l2'), system.examples, layout=layout, seed=0)
+    assert warning.startswith('idle at eps 2 leaves 100%')  # .5 sqrt(16 pixels)
+    for threat in (Threat('single step', FGSM), Threat('no norm', idle, 'severity'),
+                   Threat('blind', idle, options={'attack': 'square'})):
         assert sanity.check_floor(*model, threat, system.examples, layout=layout, seed=0) == ()
 
 

@@ -13,7 +13,7 @@ def verdicts(**changes):
         index=np.arange(5), label=np.array([0, 1, 1, 0, 2]), eps=np.array([0.01, 0.02]),
         acceptable=rng.random((2, 5)) < 0.5, prediction=rng.integers(0, 3, (2, 5)),
         loss=rng.random((2, 5)).astype(np.float32), first_fooled=rng.integers(-1, 4, (2, 5)),
-        attacked=np.ones((2, 5), bool),
+        attacked=np.ones((2, 5), bool), withstood_clean=np.ones(5, bool),
         groups=np.array(['p1', 'p1', 'p2', 'p3', 'p3']), about={'attack': 'pgd', 'norm': 'linf'})
     return fields._replace(**changes)
 
@@ -80,7 +80,7 @@ def test_a_failed_save_keeps_the_old_verdicts(tmp_path, monkeypatch):
 
 
 def test_breaking_eps_is_the_first_that_broke():
-    """In turn: wrong at once, broken at the first, at the second radius, never, and inferred by a bisection."""
+    """In turn: wrong at once, broken at the first, at the second radius, never, and at the second again."""
     seen = verdicts(acceptable=np.array([[0, 0, 1, 1, 1], [0, 0, 0, 1, 0]], bool),
-                    attacked=np.array([[0, 1, 1, 1, 0], [0, 0, 1, 1, 1]], bool))
+                    withstood_clean=np.array([0, 1, 1, 1, 1], bool))
     np.testing.assert_array_equal(breaking_eps(seen), [0, .01, .02, np.inf, .02])

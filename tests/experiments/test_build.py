@@ -123,3 +123,25 @@ def test_label_smoothing_is_for_training_alone():
     logits, labels = jnp.array([[3., 0., 0.]]), jnp.array([0])
     training, judged = (build.build_task(config, 3, training=t).loss(logits, labels) for t in (True, False))
     assert training[0] > judged[0]
+
+
+def test_attacks_that_read_logits_are_not_run_on_grades():
+    with pytest.raises(ValueError, match="'fab' reads one logit per class, and the task 'ordinal' has none"):
+        build.build_threats({'x': threat('fab')}, ordinal(3))
+    with pytest.raises(ValueError, match="loss must be 'task'"):
+        build.build_threats({'x': threat('apgd', loss='dlr')}, ordinal(3))
+    (made,) = build.build_threats({'x': threat('apgd')}, ordinal(3))
+    assert made.options == {'attack': 'apgd', 'loss': 'task'}
+    (made,) = build.build_threats({'x': threat('medical_ensemble')}, ordinal(3))
+    assert [member.name for member in made.members] == ['apgd', 'apgd_clean', 'square']
+    with pytest.raises(ValueError, match="not defined for the task 'ordinal'"):
+        build.build_threats({'x': threat('autoattack')}, ordinal(3))
+
+
+def test_strengths_that_are_no_radii_need_a_grid_of_their_own():
+    with pytest.raises(ValueError, match='needs a grid of its own'):
+        build.build_threats({'x': threat('corruption_jpeg')}, TASK)
+    (made,) = build.build_threats({'x': threat('corruption_jpeg', eps=(1, 3))}, TASK)
+    assert (made.norm, made.eps) == ('severity', (1, 3))
+    with pytest.raises(ValueError, match="'pgd' aims at no target"):
+        build.build_threats({'x': threat('pgd', num_targets=3)}, TASK)
