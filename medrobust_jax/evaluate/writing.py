@@ -61,9 +61,9 @@ class ResultWriter:
     _withstood_clean: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
 
     def _add(self, estimates: Mapping, point: GridPoint | None, *, attack: str, norm: str, eps: float,
-             options: Mapping, warnings: tuple[str, ...], seconds: float) -> None:
+             options: Mapping, warnings: tuple[str, ...], seconds: float, **measured: Any) -> None:
         evidence = provenance(**self.subject.fingerprints, block_width=self.layout.width,
-                                      wall_seconds=seconds)
+                              wall_seconds=seconds) | measured
         settings = {**options, 'attack_seed': self.seed, 'stop_when_fooled': self.stops} if options else {}
         self.rows += records.rows_of(
             estimates, **self.subject.identity, attack=attack, norm=norm, eps=eps,
@@ -97,13 +97,13 @@ class ResultWriter:
         else:
             options['num_restarts'] = threat.num_restarts
         for position, point in enumerate(points):
+            measured: dict[str, Any] = {'passes_needed': round(point.passes_needed, 4)}
             if isinstance(threat, Ensemble):
-                options['standing_after'] = {member.name: int(stage[position].result.acceptable.sum())
-                                             for member, stage in zip(members, stages, strict=True)}
-            options['passes_needed'] = round(point.passes_needed, 4)
+                measured['standing_after'] = {member.name: int(stage[position].result.acceptable.sum())
+                                              for member, stage in zip(members, stages, strict=True)}
             own = sanity.check_point(point, self.examples, norm=threat.norm)
             self._add(self._verdict_estimates(point), point, attack=threat.name, norm=threat.norm, eps=point.eps,
-                       options=options, warnings=(*warnings, *own), seconds=point.wall_seconds)
+                       options=options, warnings=(*warnings, *own), seconds=point.wall_seconds, **measured)
         about = {**self.subject.identity, **self.subject.fingerprints, 'attack': threat.name, 'norm': threat.norm,
                  'attack_seed': self.seed, **options}
         predict = self.subject.task.predict

@@ -14,7 +14,6 @@ Example:
     gradient = jax.grad(lambda x: task.loss(forward(x), labels).sum())(images)
 """
 from collections.abc import Callable
-from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -23,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from medrobust_jax.core.types import Array
+
+PIECE_BYTES = 64 * 1024  # of an array on its way to the host, see `_on_host`
 
 
 def from_torch(module: Any, *, channels_first: bool = True) -> Callable[..., Array]:
@@ -60,33 +61,73 @@ def from_torch(module: Any, *, channels_first: bool = True) -> Callable[..., Arr
     host = _Host(_import_torch(), module, channels_first)
     host.check_mode()
 
-    def run(function: Callable[..., np.ndarray], like: jax.ShapeDtypeStruct, images: Array, *rest: Array) -> Array:
-        # NumPy in and out, and nothing of JAX in between: JAX called from a callback can wait for itself.
-        function = partial(function, rank=images.ndim)
-        return jax.pure_callback(function, like, images, *rest, vmap_method='expand_dims')
+    def outputs_of(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[Array], Array]:
+        @jax.custom_batching.custom_vmap
+        def rows(images: Array) -> Array:
+            shape, _ = host.probe(images.shape[1:])
+            dtype = jnp.promote_types(images.dtype, jnp.float32)
+            return _on_host(function, jax.ShapeDtypeStruct((images.shape[0], *shape), dtype), images)
 
-    def outputs_like(images: Array) -> jax.ShapeDtypeStruct:
-        shape, _ = host.probe(images.shape[1:])
-        return jax.ShapeDtypeStruct((images.shape[0], *shape), jnp.promote_types(images.dtype, jnp.float32))
+        @rows.def_vmap
+        def several(axis_size: int, batched: Any, images: Array) -> tuple[Array, bool]:
+            found = rows(images.reshape(-1, *images.shape[2:]))
+            return found.reshape(axis_size, -1, *found.shape[1:]), True
 
-    @jax.custom_vjp
-    def call(images: Array) -> Array:
-        return run(host.outputs, outputs_like(images), images)
+        return rows
+
+    @jax.custom_batching.custom_vmap
+    def pull_back(images: Array, cotangents: Array) -> Array:  # cotangents [sets, B, ...]
+        like = jax.ShapeDtypeStruct((cotangents.shape[0], *images.shape), images.dtype)
+        return _on_host(host.pull_back, like, images, cotangents)
+
+    @pull_back.def_vmap
+    def pull_back_several(axis_size: int, batched: Any, images: Array, cotangents: Array) -> tuple[Array, bool]:
+        if not batched[0]:  # as for a Jacobian: more sets of the same images
+            found = pull_back(images, cotangents.reshape(-1, *cotangents.shape[2:]))
+            return found.reshape(axis_size, -1, *images.shape), True
+        if not batched[1]:
+            cotangents = jnp.broadcast_to(cotangents, (axis_size, *cotangents.shape))
+        sets = jnp.moveaxis(cotangents, 0, 1)
+        found = pull_back(images.reshape(-1, *images.shape[2:]), sets.reshape(sets.shape[0], -1, *sets.shape[3:]))
+        return jnp.moveaxis(found.reshape(-1, *images.shape), 1, 0), True
+
+    alone, remembered = outputs_of(host.outputs), outputs_of(host.outputs_remembered)
+    call = jax.custom_vjp(alone)
 
     def call_and_remember(images: Array) -> tuple[Array, Array]:
         host.check_differentiable(images.shape[1:])
-        return run(host.outputs_remembered, outputs_like(images), images), images
+        return remembered(images), images
 
-    def pull_back(images: Array, cotangents: Array) -> tuple[Array]:
-        return (run(host.pull_back, jax.ShapeDtypeStruct(images.shape, images.dtype), images, cotangents),)
-
-    call.defvjp(call_and_remember, pull_back)
+    call.defvjp(call_and_remember, lambda images, cotangents: (pull_back(images, cotangents[None])[0],))
 
     def forward(images: Array, keys: Array | None = None) -> Array:
         del keys
         return call(jnp.asarray(images))
 
     return forward
+
+
+def _on_host(function: Callable[..., np.ndarray], like: jax.ShapeDtypeStruct, *arrays: Array) -> Array:
+    """`function` of NumPy arrays, called from a compiled program.
+
+    JAX hands a callback its arguments as JAX arrays. It copies small ones at once and leaves large ones (on CPU
+    above 100 KiB) to threads that may all be waiting in such callbacks themselves: on several devices, or a
+    machine with one core, nobody would ever copy. So arrays travel in small pieces, and nothing of JAX is
+    called on the other side.
+    """
+    shapes = [array.shape for array in arrays]
+
+    def call(*pieces: list[Any]) -> np.ndarray:
+        return function(*[np.concatenate([np.asarray(piece) for piece in own]).reshape(shape)
+                          for own, shape in zip(pieces, shapes, strict=True)])
+
+    return jax.pure_callback(call, like, *[_in_pieces(array) for array in arrays])
+
+
+def _in_pieces(array: Array) -> list[Array]:
+    flat = array.reshape(-1)
+    size = PIECE_BYTES // flat.dtype.itemsize
+    return [flat[start:start + size] for start in range(0, flat.size, size)]
 
 
 def _import_torch() -> Any:
@@ -132,7 +173,7 @@ class _Host:
         if image_shape not in self._probed:
             gray = np.full((2, *image_shape), .5, np.float32)
             with self._lock:
-                leaf = self._leaf(self._rows(gray, gray.ndim))
+                leaf = self._leaf(self._owned(gray))
                 try:
                     with self._torch.enable_grad():
                         outputs = self._module(leaf.clone())
@@ -144,43 +185,33 @@ class _Host:
                 self._probed[image_shape] = self._as_array(outputs).shape[1:], bool(outputs.requires_grad)
         return self._probed[image_shape]
 
-    def outputs(self, images: Any, *, rank: int) -> np.ndarray:
-        """Outputs `[*extra, B, ...]` of images `[*extra, B, *spatial, C]`, without a graph."""
+    def outputs(self, images: np.ndarray) -> np.ndarray:
+        """Outputs `[B, ...]` of images `[B, *spatial, C]`, without a graph."""
         with self._lock, self._torch.no_grad():
-            return self._finish(self._pass(self._leaf(self._rows(images, rank))), images, rank)
+            return self._finish(self._pass(self._leaf(self._owned(images))), images)
 
-    def outputs_remembered(self, images: Any, *, rank: int) -> np.ndarray:
+    def outputs_remembered(self, images: np.ndarray) -> np.ndarray:
         """`outputs`, and keeps the graph for `pull_back`."""
         with self._lock, self._torch.enable_grad():
-            rows = self._rows(images, rank)
+            rows = self._owned(images)
             leaf = self._leaf(rows)
             outputs = self._pass(leaf)
             self._remembered = rows, leaf, outputs
-            return self._finish(outputs, images, rank)
+            return self._finish(outputs, images)
 
-    def pull_back(self, images: Any, cotangents: Any, *, rank: int) -> np.ndarray:
-        """The gradient of `sum(outputs * cotangents)` with respect to the images.
+    def pull_back(self, images: np.ndarray, cotangents: np.ndarray) -> np.ndarray:
+        """For each set of cotangents `[sets, B, ...]` the gradient of `sum(outputs * set)` at the images.
 
-        Under `vmap` leading axes are 1 where an argument is not mapped. Several cotangents of the same images, as
-        for a Jacobian, share one pass forward.
+        The sets share one pass forward.
         """
-        images, cotangents = np.asarray(images), np.asarray(cotangents)
-        extra = images.ndim - rank
-        over = np.broadcast_shapes(images.shape[:extra], cotangents.shape[:extra])
-        of_images, of_outputs = images.shape[extra:], cotangents.shape[extra:]
-        if np.prod(images.shape[:extra], dtype=int) == 1:
-            sets = cotangents.reshape(-1, *of_outputs)
-        else:
-            images = np.broadcast_to(images, (*over, *of_images))
-            sets = np.broadcast_to(cotangents, (*over, *of_outputs)).reshape(1, -1, *of_outputs[1:])
         with self._lock, self._torch.enable_grad():
-            leaf, outputs = self._recalled(self._rows(images, rank))
+            leaf, outputs = self._recalled(self._owned(images))
             found = []
-            for left, cotangent in zip(reversed(range(len(sets))), sets, strict=True):
+            for left, cotangent in zip(reversed(range(len(cotangents))), cotangents, strict=True):
                 weights = self._torch.from_numpy(self._owned(cotangent)).to(self._device, outputs.dtype)
                 gradient, = self._torch.autograd.grad(outputs, leaf, weights, retain_graph=left > 0)
                 found.append(self._as_array(gradient))
-        return np.stack(found).reshape(*over, *of_images).astype(images.dtype, copy=False)
+        return np.stack(found).astype(images.dtype, copy=False)
 
     def _recalled(self, rows: np.ndarray) -> tuple[Any, Any]:
         """Leaf and outputs of the remembered pass if it was over the same rows, else of a new one.
@@ -193,13 +224,8 @@ class _Host:
         leaf = self._leaf(rows)
         return leaf, self._pass(leaf)
 
-    def _rows(self, images: Any, rank: int) -> np.ndarray:
-        """Images with all leading axes in one, as PyTorch wants them."""
-        images = np.asarray(images)
-        return self._owned(images.reshape(-1, *images.shape[images.ndim - rank + 1:]))
-
     def _owned(self, array: np.ndarray) -> np.ndarray:
-        """A copy with axes in the module's order; JAX's memory is neither ours to keep nor to write."""
+        """A copy with axes in the module's order, to be kept and written to."""
         moved = np.moveaxis(array, -1, 1) if self._channels_first and array.ndim > 2 else array
         # PyTorch reads none of NumPy's extension types.
         return np.array(moved, np.float32 if array.dtype.name == 'bfloat16' else array.dtype, order='C')
@@ -229,7 +255,5 @@ class _Host:
         array = tensor.detach().to('cpu', wide).numpy()
         return np.moveaxis(array, 1, -1) if self._channels_first and array.ndim > 2 else array
 
-    def _finish(self, outputs: Any, images: Any, rank: int) -> np.ndarray:
-        array = self._as_array(outputs)
-        dtype = np.float64 if images.dtype == np.float64 else np.float32
-        return array.reshape(*images.shape[:images.ndim - rank + 1], *array.shape[1:]).astype(dtype)
+    def _finish(self, outputs: Any, images: np.ndarray) -> np.ndarray:
+        return self._as_array(outputs).astype(np.float64 if images.dtype == np.float64 else np.float32)

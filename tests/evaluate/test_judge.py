@@ -227,6 +227,6 @@ def test_an_ensemble_is_one_attack_with_the_count_after_each_member(judged, tmp_
     assert {row.attack for row in rows} == {'clean', 'both'}
     (row,) = (row for row in rows if row.attack == 'both' and row.eps == .05 and row.metric == 'robust_accuracy')
     assert row.value == 7 / 14
-    assert row.attack_options['standing_after'] == {'fgsm': 7, 'pgd': 7}
+    assert row.provenance['standing_after'] == {'fgsm': 7, 'pgd': 7}
     assert row.attack_options['members']['pgd']['num_restarts'] == 2
     assert not (tmp_path / 'unfinished').exists()

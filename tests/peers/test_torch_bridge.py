@@ -2,6 +2,7 @@
 
 Without PyTorch every test here is skipped.
 """
+import threading
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -134,10 +135,24 @@ def test_gradients_asked_for_out_of_order():
 def test_large_arrays_do_not_lock_up():
     module = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     images = np.random.default_rng(0).uniform(size=(16, 224, 224, 3)).astype(np.float32)
-    step = gradient(from_torch(module))
-    loop = jax.jit(lambda x: jax.lax.fori_loop(0, 10, lambda _, x: x + step(x), x))
-    mapped = jax.jit(lambda x: jax.lax.map(loop, x.reshape(2, 8, *x.shape[1:])))
-    assert np.isfinite(mapped(images)).all()
+    step, found = gradient(from_torch(module)), []
+
+    def loop(x):
+        return jax.lax.fori_loop(0, 5, lambda _, x: x + step(x), x)
+
+    def run():  # on more devices than cores, with several programs in flight
+        for devices in (1, len(jax.devices())):
+            program = jax.jit(on_each_device(in_blocks(loop, width=2), data_mesh(jax.devices()[:devices])))
+            found.extend([program(images) for _ in range(3)])
+        found.append(jax.jit(jax.vmap(loop))(images[:, None]))
+        found[:] = map(np.asarray, found)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive(), 'callbacks wait for each other'
+    for other in found[1:]:
+        np.testing.assert_allclose(other.reshape(images.shape), found[0], atol=1e-5)
 
 
 def test_verdicts_are_the_twins(tmp_path):
