@@ -10,7 +10,6 @@ Example:
     rows = judge_model(forward, images, labels, workdir='runs/mine', eps_grid=(1/255, 2/255, 4/255))
     # then: python -m experiments.report --workdir=runs/mine --out=report.html
 """
-import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from medrobust_jax.evaluate.ensembles import autoattack, medical_ensemble
 from medrobust_jax.evaluate.judge import judge
 from medrobust_jax.evaluate.programs import Layout, ModelForward, make_layout
 from medrobust_jax.evaluate.records import Row
+from medrobust_jax.evaluate.resume import digest_of
 from medrobust_jax.evaluate.suite import Ensemble, Examples, Threat
 from medrobust_jax.evaluate.writing import AnyThreat, Subject
 from medrobust_jax.parallel.mesh import data_mesh
@@ -103,7 +103,7 @@ def judge_model(forward: Callable[..., Outputs], images: Any, labels: Any, *, wo
     check_eps(eps_grid, field='eps_grid')
     threats = threats_called(attacks, num_classes=num_classes, norm=norm)
     layout = layout or make_layout(data_mesh(), chunk=min(64, len(examples.index)))
-    fingerprints = {'config_fingerprint': '', 'dataset_fingerprint': _hash(examples.images, examples.targets),
+    fingerprints = {'config_fingerprint': '', 'dataset_fingerprint': digest_of(examples.images, examples.targets),
                     'checkpoint_fingerprint': fingerprint or _identify(model, variables, examples)}
     identity = {'dataset': dataset, 'split': split, 'model': 'own', 'defense': name, 'seed': 0}
     subject = Subject(model, variables, classification(num_classes), identity, fingerprints)
@@ -206,16 +206,7 @@ def _classes_of(model: ModelForward, variables: PyTree, examples: Examples, num_
 def _identify(model: ModelForward, variables: PyTree, examples: Examples) -> str:
     """A hash of the weights or, where there are none to see, of the outputs on the first images."""
     if variables is not None:
-        return _hash(*jax.tree.leaves(variables))
+        return digest_of(*jax.tree.leaves(variables))
     few = examples.images[:_IDENTIFYING]
     keys = jax.random.split(jax.random.key(0), len(few))
-    return _hash(np.asarray(jax.jit(model)(None, few, keys)))
-
-
-def _hash(*arrays: Any) -> str:
-    """SHA-256 over dtypes, shapes and bytes, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    for array in map(np.asarray, arrays):
-        digest.update(f'{array.dtype} {array.shape};'.encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+    return digest_of(np.asarray(jax.jit(model)(None, few, keys)))

@@ -80,14 +80,14 @@ class Snapshots:
 
 
 def digest_of(*arrays: Any) -> str:
-    """A hash of arrays' contents."""
+    """SHA-256 over dtypes, shapes and contents, as hexadecimal digits."""
     digest = hashlib.sha256()
     for array in arrays:
         keys = isinstance(array, jax.Array) and jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key)
         plain = np.asarray(jax.random.key_data(array) if keys else array)
         digest.update(f'{plain.dtype}{plain.shape}'.encode())
         digest.update(np.ascontiguousarray(plain).data)
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()
 
 
 def settings_of(function: Callable[..., Any]) -> dict[str, Any]:
