@@ -31,7 +31,8 @@ ATTACKS = {'pgd': pgd(num_steps=10), 'smia': smia(num_steps=6), 'noise': noise(n
            'cw_l2': cw_l2(num_steps=40, search_steps=3, initial_constant=3.0, learning_rate=.05),
            'fmn_l1': fmn(num_steps=30, norm='l1'), 'deepfool': deepfool(norm='linf')}
 MINIMUM_NORM = ('ddn', 'fmn_linf', 'cw_l2', 'fmn_l1', 'deepfool')
-PAIRS = [('mlp', name) for name in ATTACKS] + [('conv', name) for name in ('pgd', 'fmn_linf', 'deepfool')]
+PAIRS = [('mlp', name) for name in ATTACKS] + [('conv', 'pgd')] + [
+    pytest.param('conv', name, marks=pytest.mark.long) for name in ('fmn_linf', 'deepfool')]
 
 
 def affine_layers(kind, draws):

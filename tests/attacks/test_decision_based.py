@@ -20,7 +20,7 @@ ATTACKS = {'hopskipjump l2': (hopskipjump(num_queries=2500, norm='l2'), 'l2'),
 DUAL = {'l2': 'l2', 'linf': 'l1'}
 
 
-@pytest.fixture(params=list(ATTACKS))
+@pytest.fixture(params=['hopskipjump l2', pytest.param('hopskipjump linf', marks=pytest.mark.long), 'boundary'])
 def attacked(request, setting, norms):
     """A linear model of two classes, the attack compiled on it, and the closed-form distances."""
     attack, norm = ATTACKS[request.param]

@@ -40,8 +40,9 @@ def distances_to_classes(s, norm):
 
 
 @pytest.mark.parametrize(('norm', 'targeted', 'shape', 'batch', 'classes'), [
-    ('linf', False, (30, 2), 1, 2), ('linf', True, (6, 5, 1), 3, 4), ('l2', False, (6, 5, 1), 8, 3),
-    ('l2', True, (3, 4, 4, 1), 1, 2), ('l1', False, (3, 4, 4, 1), 3, 4), ('l1', True, (30, 2), 8, 3)])
+    ('linf', False, (30, 2), 1, 2), ('l2', True, (3, 4, 4, 1), 1, 2), ('l1', False, (3, 4, 4, 1), 3, 4),
+    *(pytest.param(*case, marks=pytest.mark.long) for case in (
+        ('linf', True, (6, 5, 1), 3, 4), ('l2', False, (6, 5, 1), 8, 3), ('l1', True, (30, 2), 8, 3)))])
 def test_linear_model_is_met_at_its_nearest_boundary(norm, targeted, shape, batch, classes, setting, norms):
     s = linear_setting(setting, shape, batch=batch, classes=classes)
     expected = distances_to_classes(s, norm)

@@ -61,8 +61,10 @@ CASES = [(SHAPES[1], 8, 3, False), (SHAPES[0], 3, 2, True), (SHAPES[2], 1, 3, Fa
 
 
 def two_of_the_cases(names):
-    """Every attack with a target and without; a compilation each, so not all combinations."""
-    return [(name, *CASES[(2 * row + half) % len(CASES)]) for row, name in enumerate(names) for half in (0, 1)]
+    """Every attack with a target and without, one of them long; a compilation each, so not all combinations."""
+    return [pytest.param(name, *CASES[(2 * row + half) % len(CASES)],
+                         marks=[pytest.mark.long] if half != row % 2 else [])
+            for row, name in enumerate(names) for half in (0, 1)]
 
 
 @pytest.mark.parametrize(('name', 'shape', 'batch', 'classes', 'aim'), two_of_the_cases(MINIMUM_NORM))

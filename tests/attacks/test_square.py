@@ -244,7 +244,7 @@ def test_wanted_classes_and_a_tasks_own_loss(setting, found_by):
     assert square().adapt(s.victim).loss is margin
 
 
-@pytest.mark.parametrize('norm', ['linf', 'l2'])
+@pytest.mark.parametrize('norm', ['linf', pytest.param('l2', marks=pytest.mark.long)])
 def test_slots_that_are_refilled_give_what_each_example_gives_alone(norm, setting, same_bits):
     s = setting((7, 7, 1))
     attack = square(num_steps=15, norm=norm)  # the window's side changes on the way

@@ -66,7 +66,7 @@ def standing(t, attack, eps):
     return go(keys, t.images['held_out'], labels)
 
 
-@pytest.mark.parametrize(('norm', 'eps'), [('linf', 16 / 255), ('l2', .7)])
+@pytest.mark.parametrize(('norm', 'eps'), [('linf', 16 / 255), pytest.param('l2', .7, marks=pytest.mark.long)])
 def test_fools_held_out_images_more_than_noise(norm, eps, trained):
     shared = additive(norm=norm)
     state = craft(shared, trained.victim, batches_of(trained, epochs=4), key=jax.random.key(0),
@@ -89,6 +89,7 @@ def test_fools_held_out_images_more_than_noise(norm, eps, trained):
     assert half.acceptable.mean() > universal.acceptable.mean()
 
 
+@pytest.mark.long
 def test_universal_patch_fools_held_out_images_more_than_noise(trained):
     state = craft(shared_patch(size=(5, 5)), trained.victim, batches_of(trained, epochs=4), key=jax.random.key(0),
                   image_shape=(SIZE, SIZE, 1), eps=1.)

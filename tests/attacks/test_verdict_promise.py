@@ -55,8 +55,9 @@ def assert_same(got, expected, rows):
 
 # Every size is a compilation: all of them for the cheapest net, the decisive ones for the others.
 @pytest.mark.parametrize(('victim', 'attack', 'sizes'), [
-    ('mlp', 'pgd', (1, 7, 8, 19)), ('mlp', 'smia', (7,)), ('conv', 'pgd', (7, 19)), ('conv', 'smia', (7,)),
-    ('vit', 'pgd', (7, 19)), ('vit', 'smia', (7,))], indirect=['victim'])
+    ('mlp', 'pgd', (1, 7, 8, 19)), ('mlp', 'smia', (7,)), ('conv', 'pgd', (7,)), ('vit', 'pgd', (7,)),
+    pytest.param('conv', 'smia', (7, 19), marks=pytest.mark.long),
+    pytest.param('vit', 'smia', (7, 19), marks=pytest.mark.long)], indirect=['victim'])
 def test_bits_are_those_of_any_batch_order_and_padding(attack, sizes, victim, batch):
     attack = ATTACKS[attack]
     keys, images = batch

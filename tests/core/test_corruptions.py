@@ -69,6 +69,7 @@ def test_an_image_does_not_depend_on_its_neighbors(name):
     np.testing.assert_allclose(shuffled, graded(name).reshape(images.shape)[order], atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', CORRUPTIONS)
 def test_draws_come_from_the_key(name):
     keys, images, severity = batch()
@@ -89,6 +90,7 @@ def test_gradients_are_finite_and_not_zero(name):
     assert np.all(np.mean(slope != 0, axis=(2, 3, 4)) > .2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('name', CORRUPTIONS)
 def test_color_and_other_dimensions(name):
     for shape in ((12, 18, 3), (24, 1), (6, 8, 7, 2)):

@@ -66,7 +66,7 @@ def run(system, threat, *, layout, **options):
                        seed=0, **options)
 
 
-@pytest.mark.parametrize('norm', ['linf', 'l2'])
+@pytest.mark.parametrize('norm', ['linf', pytest.param('l2', marks=pytest.mark.long)])
 def test_two_classes_are_judged_exactly_on_a_linear_model(planted, layout, norm):
     ensemble = medical_ensemble(num_classes=2, norm=norm, num_steps=20, num_queries=30)
     assert [m.num_targets for m in ensemble.members] == [1, 1, 1, 1]

@@ -65,9 +65,10 @@ def same(a, b):
 
 
 @pytest.mark.parametrize(('system', 'attack', 'stop'), [
-    ('conv', 'pgd', True), ('conv', 'pgd', False), ('conv', 'smia', True), ('conv', 'noise', True),
-    ('mlp', 'pgd', True), ('mlp', 'adam', True), ('mlp', 'smia', False), ('vit', 'pgd', True),
-    ('vit', 'smia', True)], indirect=['system'])
+    ('conv', 'pgd', True), ('mlp', 'pgd', False), ('mlp', 'adam', True), ('mlp', 'smia', True),
+    ('mlp', 'noise', True), ('vit', 'pgd', True), *(pytest.param(*case, marks=pytest.mark.long) for case in (
+        ('conv', 'pgd', False), ('conv', 'smia', True), ('conv', 'noise', True), ('vit', 'smia', True)))],
+    indirect=['system'])
 def test_images_and_verdicts_are_those_of_lock_step(system, attack, stop):
     attack = ATTACKS[attack]
     lock_step = stop_when_fooled(attack) if stop else attack
