@@ -51,7 +51,8 @@ def check_config(config: ConfigDict) -> None:
     _check_fields(config, base_config(), '')
     for field in _POSITIVE:
         part, _, name = field.partition('.')
-        if (value := config[part][name]) is not None and not value > 0:
+        value: Any = getattr(config, part)[name]
+        if value is not None and not value > 0:
             raise ValueError(f'config.{field} = {value} must be positive')
     if not config.eval.eps:
         raise ValueError('config.eval.eps is empty: name at least one radius, e.g. --config.eval.eps=0.03')
@@ -65,7 +66,7 @@ def _check_fields(config: ConfigDict, known: ConfigDict, prefix: str) -> None:
         if name not in known:
             did_you_mean(prefix + name, [prefix + other for other in known], 'config field')
         if isinstance(value, ConfigDict) and name not in _OPEN:
-            _check_fields(value, known[name], f'{prefix}{name}.')
+            _check_fields(value, getattr(known, name), f'{prefix}{name}.')
 
 
 def training_config(config: ConfigDict) -> dict[str, Any]:

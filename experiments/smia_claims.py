@@ -37,7 +37,7 @@ from medrobust_jax.core.blocks import in_blocks, on_each_device
 from medrobust_jax.core.types import Attack, Task
 from medrobust_jax.evaluate.programs import Layout, ModelForward, in_chunks, make_layout, victim_of
 from medrobust_jax.evaluate.provenance import provenance
-from medrobust_jax.evaluate.suite import Examples, attack_grid, clean_point
+from medrobust_jax.evaluate.suite import Examples, Threat, attack_grid, clean_point
 from medrobust_jax.metrics.intervals import mcnemar, paired_bootstrap
 from medrobust_jax.parallel.mesh import data_mesh
 
@@ -63,6 +63,11 @@ def variants() -> dict[str, dict[str, Any]]:
     specs = {f'smia_a2_{weight:g}': {**shared, 'stabilization_weight': weight} for weight in WEIGHTS}
     specs['smia_hard'] = {**shared, 'stabilization': 'hard'}
     return {name: {'attack': 'smia', 'options': options, 'num_restarts': 1} for name, options in specs.items()}
+
+
+def threats_of(specs: Mapping[str, Any], task: Task) -> list[Threat]:
+    """Single attacks, none of them an ensemble."""
+    return [threat for threat in build.build_threats(specs, task) if isinstance(threat, Threat)]
 
 
 @lru_cache(maxsize=64)
@@ -122,7 +127,7 @@ def judge_claims(config: ConfigDict, workdir: str, *, eps_grid: Sequence[float],
     rows = []
     for eps in eps_grid:
         standing = {}
-        for threat in build.build_threats({**rivals(), **variants()}, task):
+        for threat in threats_of({**rivals(), **variants()}, task):
             (point,) = attack_grid(*model, threat, examples, (eps,), layout=layout, seed=seed, clean=clean)
             standing[threat.name] = point.result.acceptable
             logging.info('eps %.4g %s: %.4f', eps, threat.name, point.result.acceptable.mean())
@@ -148,8 +153,8 @@ def stability_rows(measure: Callable[..., dict[str, np.ndarray]], task: Task, ep
     """Claims 2 and 3: every variant against a2 = 0."""
     values = {}
     for name, spec in variants().items():
-        (threat,) = build.build_threats({name: spec}, task)
-        (random,) = build.build_threats({name: {**spec, 'options': {**spec['options'], 'start': 'ball'}}}, task)
+        (threat,) = threats_of({name: spec}, task)
+        (random,) = threats_of({name: {**spec, 'options': {**spec['options'], 'start': 'ball'}}}, task)
         values[name] = measure(attack=threat.attack, random_attack=random.attack)
     baseline = values.pop('smia_a2_0')
     rows = []

@@ -81,7 +81,7 @@ def passes_of(attack: Attack, victim: Victim, *, image_shape: tuple[int, ...], t
         last = last_look(attack, watched, targets, state).images
         counts['last_look'] = counts.pop('forward')
         counts['forward'] = 0
-        return last + attack.step(attack.adapt(watched), images, targets, state).images
+        return jnp.asarray(last) + attack.step(attack.adapt(watched), images, targets, state).images
 
     jax.eval_shape(look, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32), targets)
     return Passes(**counts)

@@ -95,11 +95,11 @@ class Pool:
 
     def advance(self) -> list[Ended]:
         """Fills the slots, advances them, and takes out what is done."""
-        self._fill()
+        held = self._fill()
         active = np.asarray([item is not None for item in self._held_items])
-        before = np.array(self._held.age)
+        before = np.array(held.age)
         count = self._looks_before_next_visit(before[active])
-        self._held, looks = self._slots.advance(self._variables, self._held,
+        self._held, looks = self._slots.advance(self._variables, held,
                                                 np.full(self._layout.chunk, count, np.int32))
         looks, age, done = jax.device_get((looks, self._held.age, self._held.state.done))
         self.looks_computed += int(looks.sum())
@@ -107,7 +107,7 @@ class Pool:
         early = int((done & active & (age <= self._num_steps)).sum())
         keep = .8 ** int(looks.max())
         self._leaving = keep * self._leaving + (1 - keep) * early / max(int((age - before)[active].sum()), 1)
-        return self._take_out(rows, age) if rows.size else []
+        return self._take_out(self._held, rows, age) if rows.size else []
 
     def _looks_before_next_visit(self, age: np.ndarray) -> int:
         """As many as waste no more than `WASTE` of the looks on examples that will be done by then."""
@@ -120,47 +120,51 @@ class Pool:
                 best = count
         return best
 
-    def _take_out(self, rows: np.ndarray, age: np.ndarray) -> list[Ended]:
-        state = self._held.state
+    def _take_out(self, held: Held, rows: np.ndarray, age: np.ndarray) -> list[Ended]:
+        state = held.state
         images, loss, acceptable, first = jax.device_get(
             (state.best_images, state.best_loss, state.acceptable, state.first_fooled))
         ended = []
         for row in rows:
-            ended.append(Ended(self._held_items[row], np.array(images[row]), loss[row], bool(acceptable[row]),
+            item = self._held_items[row]
+            assert item is not None  # only slots in use are done
+            ended.append(Ended(item, np.array(images[row]), loss[row], bool(acceptable[row]),
                                int(first[row]), int(age[row])))
             self._held_items[row] = None
         return ended
 
-    def _fill(self) -> None:
+    def _fill(self) -> Held:
         """Lets items into free slots; where the queue cannot fill them, moves what is left together."""
-        size, devices = self._layout.chunk, self._layout.mesh.size
-        per_device = size // devices
-        source = np.arange(size, dtype=np.int32) % per_device
-        fresh = np.zeros(size, bool)
+        size, per_device = self._layout.chunk, self._layout.chunk // self._layout.mesh.size
         free = [slot for slot in range(size) if self._held_items[slot] is None]
-        if not free:
-            return
         entering = [self._queue.popleft() for _ in range(min(len(free), len(self._queue)))]
-        if not entering and self._is_compact(per_device):
-            return
+        if self._held is not None and not entering and (not free or self._is_compact(per_device)):
+            return self._held
+        source = np.arange(size, dtype=np.int32) % per_device
         if len(entering) < len(free):
-            items: list[Item | None] = [None] * size
-            for start in range(0, size, per_device):
-                kept = [s for s in range(start, start + per_device) if self._held_items[s] is not None]
-                idle = [s for s in range(start, start + per_device) if self._held_items[s] is None]
-                order = kept + idle
-                source[start:start + per_device] = np.asarray(order) - start
-                items[start:start + len(kept)] = [self._held_items[s] for s in kept]
-            self._held_items = items
-            free = [slot for slot in range(size) if items[slot] is None]
+            source = self._move_together(per_device)
+            free = [slot for slot in range(size) if self._held_items[slot] is None]
             free.sort(key=lambda slot: slot % per_device)  # fill the fullest blocks of every device alike
+        fresh = np.zeros(size, bool)
         for slot, item in zip(free, entering, strict=False):
             self._held_items[slot], fresh[slot] = item, True
-        filler = entering[0] if entering else next(item for item in self._held_items if item is not None)
-        new = self._entrants([item if fresh[slot] else filler for slot, item in enumerate(self._held_items)])
-        if self._held is None:
-            self._held = self._slots.empty(self._variables, new)
-        self._held = self._slots.refill(self._variables, self._held, source, fresh, new)
+        anybody = next(item for item in self._held_items if item is not None)
+        new = self._entrants([item if item is not None and fresh[slot] else anybody
+                              for slot, item in enumerate(self._held_items)])
+        held = self._slots.empty(self._variables, new) if self._held is None else self._held
+        self._held = self._slots.refill(self._variables, held, source, fresh, new)
+        return self._held
+
+    def _move_together(self, per_device: int) -> np.ndarray:
+        """Puts the slots in use first on every device; returns where each slot's content comes from."""
+        source, moved = [], []
+        for start in range(0, len(self._held_items), per_device):
+            items = self._held_items[start:start + per_device]
+            order = sorted(range(per_device), key=lambda slot: items[slot] is None)
+            source += order
+            moved += [items[slot] for slot in order]
+        self._held_items = moved
+        return np.asarray(source, np.int32)
 
     def _is_compact(self, per_device: int) -> bool:
         """Whether no block could be emptied by moving examples together."""

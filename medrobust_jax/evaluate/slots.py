@@ -13,7 +13,7 @@ Example:
     held = slots.refill(variables, held, np.arange(64), np.ones(64, bool), entrants)
     held, looks = slots.advance(variables, held, np.full(64, 5, np.int32))
 """
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -40,11 +40,11 @@ class Entrants(NamedTuple):
       knobs: 'eps' and whatever else the attack reads, see `core.types.Knobs`.
     """
 
-    images: Array
+    images: Array | np.ndarray
     targets: Targets
     keys: Array
     clean_outputs: Outputs
-    knobs: Knobs
+    knobs: Mapping[str, Array | np.ndarray]
 
 
 class Held(NamedTuple):

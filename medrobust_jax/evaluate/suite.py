@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from medrobust_jax.core import balls, rng
@@ -188,9 +189,9 @@ def attack_grid(forward: ModelForward, variables: PyTree, task: Task, threat: Th
     search = Search(1 if threat.minimum_norm else len(radii), threat.num_restarts, threat.num_targets, order)
     stops = stop_when_fooled and not threat.minimum_norm
     if stops:  # what stands at a radius stands at all smaller ones, so the sum is the first that is broken
-        items = first_items(search, np.arange(len(examples.images)), standing.sum(axis=0))
+        items = first_items(search, range(len(examples.images)), standing.sum(axis=0).tolist())
     else:
-        items = every_item(search, np.flatnonzero(standing.any(axis=0) | (not stop_when_fooled)))
+        items = every_item(search, np.flatnonzero(standing.any(axis=0) | (not stop_when_fooled)).tolist())
     if snapshots:
         snapshots = snapshots.of(
             threat=threat.name, norm=threat.norm, num_steps=threat.attack.num_steps,
@@ -216,7 +217,7 @@ def attack_grid(forward: ModelForward, variables: PyTree, task: Task, threat: Th
         else:
             carried = findings.at(position, carried)
             attacked, looks = findings.attacked[position], findings.looks[position]
-        outputs = _rescore(score, carried.images, last, before)
+        outputs = _rescore(score, np.asarray(carried.images), last, before)
         share = float(looks) / max(needed, 1)
         computed = share * pool.looks_computed / len(attacked)
         last = GridPoint(
@@ -305,8 +306,9 @@ def _entrants(examples: Examples, clean_outputs: Outputs, search: Search, radii:
     def entrants(items: list[Item]) -> Entrants:
         row, eps, restart, rank = np.asarray(items, np.int32).T[:4]
         take = lambda a: np.asarray(a)[row]  # noqa: E731
-        return Entrants(take(examples.images), jax.tree.map(take, examples.targets),
-                        jax.random.wrap_key_data(keys[rank - 1, restart, row]), jax.tree.map(take, clean_outputs),
+        own = jax.random.wrap_key_data(jnp.asarray(keys[rank - 1, restart, row]))
+        return Entrants(take(examples.images), jax.tree.map(take, examples.targets), own,
+                        jax.tree.map(take, clean_outputs),
                         {'eps': sizes[eps], 'restart': restart, 'target_rank': rank})
 
     return entrants
