@@ -13,6 +13,7 @@ import inspect
 import json
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,7 @@ class Snapshots:
             with open(self._path, 'rb') as handle, np.load(handle, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             about = str(arrays.pop('about'))
-        except (zipfile.BadZipFile, EOFError, KeyError, ValueError, OSError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, OSError) as error:
             logging.warning('%s cannot be continued from (%s): this attack starts again', self._path, error)
             return None
         if about != self._about:

@@ -9,6 +9,7 @@ Example:
 """
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,7 +87,7 @@ def load_verdicts(path: str | Path) -> Verdicts:
         about = json.loads(str(arrays.pop('about')))
         _check_verdicts(arrays, path)
         return Verdicts(**arrays, about=about)
-    except (zipfile.BadZipFile, EOFError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f'{path} holds no verdicts or is damaged ({error}); delete it and run the '
                          f'evaluation again') from error
 

@@ -18,6 +18,7 @@ Example:
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def load_exported(path: str | Path) -> Callable[..., Outputs]:
         written = about['format']
     except FileNotFoundError:
         raise
-    except (zipfile.BadZipFile, EOFError, KeyError, TypeError, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError, OSError) as error:
         raise ValueError(f'{path} holds no exported forward function, or is truncated or damaged: write it again '
                          f'with save_exported. What jax.export serialized itself goes through from_exported'
                          ) from error

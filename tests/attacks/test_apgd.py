@@ -199,7 +199,8 @@ def test_looks_outside_the_ball_do_not_count(setting, norms):
     assert np.all(norms(state.best_images - s.images, 'l1') <= eps * (1 + 1e-5))
 
 
-@pytest.mark.parametrize(('norm', 'groups'), [('l2', [[0, 1, 2, 3, 4]]), ('l1', [[0, 1], [3, 2], [4, 4]])])
+@pytest.mark.parametrize(('norm', 'groups'), [
+    pytest.param('l2', [[0, 1, 2, 3, 4]], marks=pytest.mark.long), ('l1', [[0, 1], [3, 2], [4, 4]])])
 def test_slots_of_a_pool_and_batch_sizes_give_the_same(norm, groups, setting):
     """Five examples through two slots, out of step with each other, next to lock-step in other company."""
     with jax.enable_x64(True):

@@ -73,6 +73,7 @@ def test_bias_field_of_volumes_per_example_and_zero_severity(setting, same_bits)
     assert np.all(np.any(plain.images[1:] != s.images[1:], axis=(1, 2, 3, 4)))
 
 
+@pytest.mark.long
 def test_one_call_more_is_harmless(setting):
     s = setting((6, 6, 1), batch=4)
     for attack in (corruption('gamma', num_draws=2), stop_when_fooled(adversarial_bias_field(num_steps=1))):

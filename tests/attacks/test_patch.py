@@ -78,6 +78,7 @@ def test_climbs_to_the_corners_of_a_linear_model(setting, found_and_last):
     np.testing.assert_array_equal(last, best)
 
 
+@pytest.mark.long
 def test_fools_more_with_area_and_beats_its_start(setting, found_by):
     s = setting((8, 8, 1), batch=32)
     attack = patch(num_steps=15)

@@ -137,6 +137,7 @@ def test_momentum_and_smoothing_matter(setting, last_of):
         last[0], last_of(attacks.mi_fgsm(num_steps=6, decay=0.0), s, eps=.2))
 
 
+@pytest.mark.long
 def test_diverse_inputs_are_plain_at_probability_zero(setting, last_of):
     s = setting((6, 6, 1))
     last = [last_of(a, s, eps=.2) for a in (

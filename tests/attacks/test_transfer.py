@@ -82,6 +82,7 @@ def test_wrappers_of_the_loss_mean_the_same_inside_and_outside(two, found_by, sa
     assert reached.mean() > .5
 
 
+@pytest.mark.long
 def test_minimum_norm_attacks_and_those_that_stop_submit_what_they_found(two, found_by, same_bits):
     s = two
     found = found_by(transfer(hopskipjump(num_queries=150), s.surrogate), s, eps=jnp.full(12, 1.5))

@@ -217,16 +217,13 @@ def test_transforms():
 
 
 def test_an_attack_that_ends_by_itself_begins_again(setting, found_by):
-    """DeepFool is done once it has fooled; three restarts are looked at all the same, and one may come nearer."""
-    s = setting(classes=3, hidden=8)
-    once, thrice = (found_by(restarts(deepfool(num_steps=10), n), s, eps=np.inf) for n in (1, 3))
-    assert (thrice.loss >= once.loss).all()
-    starts = []
+    """DeepFool is done once it has fooled; every restart is begun all the same."""
+    s, starts = setting(classes=3, hidden=8), []
 
     def counted(victim, keys, images, targets, clean_outputs, knobs):
-        jax.debug.callback(lambda _: starts.append(1), keys)
+        jax.debug.callback(lambda restart: starts.append(int(restart.max())), knobs['restart'])
         return deepfool(num_steps=10).init(victim, keys, images, targets, clean_outputs, knobs)
 
     found_by(restarts(deepfool(num_steps=10)._replace(init=counted), 3), s, eps=np.inf)
     jax.effects_barrier()
-    assert len(starts) >= 3
+    assert {0, 1, 2} == set(starts)

@@ -104,7 +104,7 @@ def test_one_run_of_a_minimum_norm_attack_serves_the_grid(planted, layout, norm,
 
 def test_without_stopping_no_member_makes_an_image_weaker(network, layout):
     ensemble = medical_ensemble(num_classes=3, num_steps=10, num_queries=10)
-    stages = attack_in_turn(ensemble.members, partial(run, network, layout=layout, stop_when_fooled=False))
+    stages = attack_in_turn(ensemble.members[:3:2], partial(run, network, layout=layout, stop_when_fooled=False))
     for earlier, later in itertools.pairwise(stages):
         for a, b in zip(earlier, later, strict=True):
             level = a.result.acceptable == b.result.acceptable

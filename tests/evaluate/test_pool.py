@@ -65,9 +65,10 @@ def same(a, b):
 
 
 @pytest.mark.parametrize(('system', 'attack', 'stop'), [
-    ('conv', 'pgd', True), ('mlp', 'pgd', False), ('mlp', 'adam', True), ('mlp', 'smia', True),
-    ('mlp', 'noise', True), ('vit', 'pgd', True), *(pytest.param(*case, marks=pytest.mark.long) for case in (
-        ('conv', 'pgd', False), ('conv', 'smia', True), ('conv', 'noise', True), ('vit', 'smia', True)))],
+    ('conv', 'pgd', True), ('mlp', 'pgd', False), ('mlp', 'adam', True), ('vit', 'pgd', True),
+    *(pytest.param(*case, marks=pytest.mark.long) for case in (
+        ('mlp', 'smia', True), ('mlp', 'noise', True), ('conv', 'pgd', False), ('conv', 'smia', True),
+        ('conv', 'noise', True), ('vit', 'smia', True)))],
     indirect=['system'])
 def test_images_and_verdicts_are_those_of_lock_step(system, attack, stop):
     attack = ATTACKS[attack]
@@ -88,8 +89,7 @@ def test_images_and_verdicts_are_those_of_lock_step(system, attack, stop):
 def test_slots_order_and_company_change_no_bit(system):
     reference = pooled(system, ATTACKS['pgd'], (.01, EPS))
     assert 0 < reference[1].result.acceptable.mean() < reference[0].result.acceptable.mean() < 1
-    for slots, rows in ((8, slice(None)), (64, slice(None)), (16, np.random.default_rng(1).permutation(33)),
-                        (16, np.array([5])), (8, np.arange(3, 22))):
+    for slots, rows in ((8, slice(None)), (16, np.random.default_rng(1).permutation(33)), (16, np.array([5]))):
         points = pooled(system, ATTACKS['pgd'], (.01, EPS), slots=slots, rows=rows)
         for a, b in zip(reference, points, strict=True):
             same(jax.tree.map(lambda leaf, r=rows: leaf[r], (a.result, a.outputs)), (b.result, b.outputs))

@@ -168,6 +168,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert load_for_evaluation(tmp_path, 'latest')[2]['step'] >= 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_evaluation_that_is_killed_leaves_what_had_ended(trained, tiny_config):
     """SIGKILL after the first attack's rows are there; the second would take hours."""

@@ -109,6 +109,7 @@ def test_reporting_before_evaluating_says_what_to_do(trained, tmp_path):
     assert not (tmp_path / 'report.html').exists()
 
 
+@pytest.mark.long
 def test_grades_reach_the_report(tiny_config, tmp_path):
     config = only(tiny_config('natural'), 'smia3')
     config.task.name = 'ordinal'
