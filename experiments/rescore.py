@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from experiments.evaluate import subject_of
 from medrobust_jax.core import rng
 from medrobust_jax.core.types import AttackResult
+from medrobust_jax.data.files import read_npz
 from medrobust_jax.evaluate.programs import in_chunks, make_layout, make_score
 from medrobust_jax.evaluate.sanity import check_point
 from medrobust_jax.evaluate.suite import GridPoint
@@ -71,9 +72,8 @@ def rescore(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = N
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        with open(path, 'rb') as handle, np.load(handle, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except Exception as error:
+        return read_npz(path)
+    except ValueError as error:
         raise ValueError(f'{path} is damaged ({error}): run experiments.evaluate again') from error
 
 

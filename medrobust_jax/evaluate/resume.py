@@ -12,8 +12,6 @@ import hashlib
 import inspect
 import json
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,6 +21,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from medrobust_jax.data.files import read_npz
 from medrobust_jax.evaluate.files import save_arrays
 
 
@@ -45,10 +44,9 @@ class Snapshots:
         if not self._path.exists():
             return None
         try:
-            with open(self._path, 'rb') as handle, np.load(handle, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            arrays = read_npz(self._path)
             about = str(arrays.pop('about'))
-        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, OSError) as error:
+        except (KeyError, ValueError) as error:
             logging.warning('%s cannot be continued from (%s): this attack starts again', self._path, error)
             return None
         if about != self._about:

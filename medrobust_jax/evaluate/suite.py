@@ -180,7 +180,8 @@ def attack_grid(forward: ModelForward, variables: PyTree, task: Task, threat: Th
     Raises:
       ValueError: for a radius < 0, an unknown order, or fewer than one restart or target.
     """
-    radii = check_threat(threat, task, examples, eps_grid, forward=forward, variables=variables, order=order)
+    passes = check_threat(threat, task, examples, eps_grid, forward=forward, variables=variables, order=order)
+    radii = sorted(map(float, eps_grid))
     clean = clean_point(forward, variables, task, examples, layout=layout, seed=seed) if clean is None else clean
     known = [clean] * len(radii) if previous is None else list(previous)
     if [point.eps for point in known] != radii and previous is not None:
@@ -205,7 +206,6 @@ def attack_grid(forward: ModelForward, variables: PyTree, task: Task, threat: Th
     total = len(items)
     seconds = _work_off(pool, findings, partial(successor, search) if stops else None, snapshots,
                         lambda done: progress(done, total))
-    passes = _passes(threat.attack, forward, variables, task, examples)
     score = partial(in_chunks(make_score(forward, layout), layout), variables,
                     rng.example_keys(seed, examples.index))
     needed = int(findings.looks.sum())
@@ -229,11 +229,11 @@ def attack_grid(forward: ModelForward, variables: PyTree, task: Task, threat: Th
 
 
 def check_threat(threat: Threat, task: Task, examples: Examples, eps_grid: Sequence[float], *,
-                 forward: ModelForward, variables: PyTree, order: str = 'ascending') -> list[float]:
+                 forward: ModelForward, variables: PyTree, order: str = 'ascending') -> Passes:
     """Refuses what cannot be run, before anything is: traces the attack once, without computing.
 
     Returns:
-      The radii, ascending.
+      What a step of the attack costs.
 
     Raises:
       ValueError: for an empty grid or a radius < 0, an unknown order, fewer than one restart or target, more
@@ -248,16 +248,11 @@ def check_threat(threat: Threat, task: Task, examples: Examples, eps_grid: Seque
     if threat.num_targets > max(1, task.num_outputs - 1):
         raise ValueError(f'{threat.name}: num_targets = {threat.num_targets}, but {task.num_outputs} outputs have '
                          f'{task.num_outputs - 1} wrong classes')
-    _passes(threat.attack, forward, variables, task, examples)
-    return sorted(map(float, eps_grid))
-
-
-def _passes(attack: Attack, forward: ModelForward, variables: PyTree, task: Task, examples: Examples) -> Passes:
     one = jax.tree.map(lambda t: t[:1], examples.targets)
     keys = rng.example_keys(0, np.zeros(1, np.int32))
     outputs = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype),
                            jax.eval_shape(forward, variables, examples.images[:1], keys))
-    return passes_of(attack, victim_of(forward, variables, task), image_shape=examples.images.shape[1:],
+    return passes_of(threat.attack, victim_of(forward, variables, task), image_shape=examples.images.shape[1:],
                      targets=one, clean_outputs=outputs)
 
 

@@ -8,14 +8,13 @@ Example:
     verdicts.acceptable.mean(axis=1)                       # robust accuracy over the grid `verdicts.eps`
 """
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from medrobust_jax.data.files import read_npz
 from medrobust_jax.evaluate.files import plain, save_arrays
 
 
@@ -82,12 +81,11 @@ def load_verdicts(path: str | Path) -> Verdicts:
       ValueError: the file is truncated, foreign, or its shapes do not match; names the path.
     """
     try:
-        with open(path, 'rb') as handle, np.load(handle, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_npz(path)
         about = json.loads(str(arrays.pop('about')))
         _check_verdicts(arrays, path)
         return Verdicts(**arrays, about=about)
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f'{path} holds no verdicts or is damaged ({error}); delete it and run the '
                          f'evaluation again') from error
 
