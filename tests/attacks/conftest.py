@@ -1,4 +1,5 @@
 """Small victims and batches for the attacks' tests."""
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -70,6 +71,38 @@ def _norms(delta, norm):
 def norms():
     """`norms(delta, norm)` -> `[B]`, by NumPy in float64."""
     return _norms
+
+
+@pytest.fixture
+def as_alone(same_bits):
+    """Asserts that examples at different iterations, and permuted ones, are what they are alone.
+
+    `as_alone(attack, setting of 6, head_start=, steps=)`: every other example is `head_start` steps ahead when
+    `steps` more are made.
+    """
+    def check(attack, s, *, head_start, steps):
+        step = jax.jit(partial(attack.step, s.victim))
+        fresh = run_module.begin(attack, s.victim, s.keys, s.images, s.labels, eps=.2)
+        history = [fresh]
+        for _ in range(head_start + steps):
+            history.append(step(s.images, s.labels, history[-1]))
+        late = jnp.arange(6) % 2 == 1
+
+        def mixed(a, b):
+            return jax.tree.map(lambda x, y: jnp.where(late.reshape(-1, *[1] * (x.ndim - 1)), x, y), a, b)
+
+        state = mixed(history[head_start], fresh)
+        for _ in range(steps):
+            state = step(s.images, s.labels, state)
+        expected = mixed(history[head_start + steps], history[steps])
+        same_bits(*(jax.tree.leaves(t.replace(key=())) for t in (state, expected)))
+        order = np.array([3, 1, 5, 0, 2, 4])
+        permuted = run_module.begin(attack, s.victim, s.keys[order], s.images[order], s.labels[order], eps=.2)
+        for _ in range(steps):
+            permuted = step(s.images[order], s.labels[order], permuted)
+        same_bits(permuted.images, history[steps].images[order])
+
+    return check
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from scipy.fft import idctn
 
 from medrobust_jax.attacks import simba as simba_module
 from medrobust_jax.attacks.coordinates import basis_vector, make_shells, shuffled, vector_at
-from medrobust_jax.attacks.run import begin, run
+from medrobust_jax.attacks.run import run
 from medrobust_jax.attacks.simba import simba
 from medrobust_jax.attacks.wrappers import targeted
 from medrobust_jax.core import rng
@@ -152,28 +152,8 @@ def test_norm_bound_box_and_verdicts_of_a_targeted_attack_on_a_step_function(set
     assert reached.mean() > .8
 
 
-def test_examples_at_different_iterations_are_as_alone(setting, same_bits):
-    s = setting(batch=6)
-    attack = simba(num_queries=40, norm='linf')
-    step = jax.jit(partial(attack.step, s.victim))
-    fresh = begin(attack, s.victim, s.keys, s.images, s.labels, eps=.2)
-    history = [fresh]
-    for _ in range(16):
-        history.append(step(s.images, s.labels, history[-1]))
-    late = jnp.arange(6) % 2 == 1
-
-    def mixed(a, b):
-        return jax.tree.map(lambda x, y: jnp.where(late.reshape(-1, *[1] * (x.ndim - 1)), x, y), a, b)
-
-    state = mixed(history[9], fresh)
-    for _ in range(7):
-        state = step(s.images, s.labels, state)
-    same_bits(*(jax.tree.leaves(t.replace(key=())) for t in (state, mixed(history[16], history[7]))))
-    order = np.array([3, 1, 5, 0, 2, 4])
-    permuted = begin(attack, s.victim, s.keys[order], s.images[order], s.labels[order], eps=.2)
-    for _ in range(7):
-        permuted = step(s.images[order], s.labels[order], permuted)
-    same_bits(permuted.images, history[7].images[order])
+def test_examples_at_different_iterations_are_as_alone(setting, as_alone):
+    as_alone(simba(num_queries=40, norm='linf'), setting(batch=6), head_start=9, steps=7)
 
 
 def test_one_forward_pass_per_look(setting):
