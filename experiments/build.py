@@ -5,7 +5,7 @@ Contents: `check_config`, `build_task`, `build_model`, `build_defense`, `build_o
 """
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +26,7 @@ from medrobust_jax.core import balls
 from medrobust_jax.core.checks import check_eps, did_you_mean
 from medrobust_jax.core.types import Defense, Task
 from medrobust_jax.data import loader, registry, transforms
-from medrobust_jax.data.source import Source, Subset, all_labels, gather
+from medrobust_jax.data.source import Source, all_of, read_batch
 from medrobust_jax.defenses import radius
 from medrobust_jax.defenses.awp import with_weight_perturbation
 from medrobust_jax.defenses.pgd_at import pgd_at
@@ -82,16 +82,26 @@ def load_split(config: ConfigDict, split: str, data_dir: str | None) -> Source:
                          **config.data.options.to_dict())
 
 
-def examples_of(source: Source, max_examples: int | None) -> Examples:
-    """The first `max_examples` of a source (None: all), in memory; of every class its share.
+def examples_of(source: Source, task: Task, max_examples: int | None) -> Examples:
+    """The first `max_examples` of a source (None: all), in memory; of every class or patient its share.
 
-    Sources may be sorted by class: the first rows of all would then be of one class.
+    Sources may be sorted by class or patient: the first rows of all would then be of one.
+
+    Raises:
+      ValueError: where the source lacks a target that the task asks for.
     """
     rows = np.arange(len(source))
     if max_examples is not None and max_examples < len(source):
-        rows = share_of_each_class(all_labels(source), max_examples)
-    images, labels, groups = gather(Subset(source, rows))
-    return Examples(images, labels, rows, groups)
+        labels = all_of(source, 'label')
+        if labels is None and source.info.has_groups:
+            labels = np.unique([source[row]['group'] for row in rows], return_inverse=True)[1]
+        rows = rows[:max_examples] if labels is None else share_of_each_class(labels, max_examples)
+    batch = read_batch(source, rows)
+    missing = [name for name in task.target_names if name not in batch]
+    if missing:
+        raise ValueError(f"{source.info.name}/{source.info.split} has {', '.join(sorted(set(batch) - {'image'}))}; "
+                         f"the task '{task.name}' needs {', '.join(missing)}: set config.task.name")
+    return Examples(batch['image'], task.targets(batch), rows, batch.get('group'))
 
 
 def share_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
@@ -103,8 +113,9 @@ def share_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.argsort(place, kind='stable')[:count])
 
 
-def build_task(config: ConfigDict, num_classes: int, *, training: bool = False) -> Task:
-    """The task; label smoothing belongs to training alone."""
+def build_task(config: ConfigDict, class_names: Sequence[str], *, training: bool = False) -> Task:
+    """The task over a source's classes; label smoothing belongs to training alone."""
+    num_classes = len(class_names)
     if config.task.name == 'classification':
         return classification(num_classes, label_smoothing=config.task.label_smoothing if training else 0.0)
     if config.task.name == 'ordinal':

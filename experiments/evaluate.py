@@ -72,7 +72,7 @@ def subject_of(config: ConfigDict, workdir: str | Path, *, data_dir: str | None 
         raise ValueError(f'{workdir} was trained with another config; differing fields: '
                          + '; '.join(differing_fields(trained, asked)))
     source = build.load_split(config, config.eval.split, data_dir)
-    task = build.build_task(config, source.info.num_classes)
+    task = build.build_task(config, source.info.class_names)
     model = apply_model(build.build_model(config, task))
 
     def forward(variables: Any, images: jax.Array, keys: jax.Array) -> jax.Array:
@@ -84,7 +84,7 @@ def subject_of(config: ConfigDict, workdir: str | Path, *, data_dir: str | None 
                     'checkpoint_fingerprint': metadata['checkpoint_fingerprint'],
                     'dataset_fingerprint': source.info.fingerprint}
     subject = Subject(forward, (params, model_state), task, identity, fingerprints)
-    return subject, build.examples_of(source, config.eval.max_examples), task
+    return subject, build.examples_of(source, task, config.eval.max_examples), task
 
 
 def transfer_from(workdir: str, task: Task, *, num_steps: int) -> Threat:

@@ -60,7 +60,7 @@ def pictures_of(workdir: str | Path, *, title: str, class_names: Sequence[str] =
         return []
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    names = [name.partition('/')[0] for name in arrays if name.endswith('/eps')]
+    names = [name.removesuffix('/eps') for name in arrays if name.endswith('/eps')]
     task = str(arrays.get('task', 'classification'))
 
     def call(label: Any) -> str:
@@ -73,13 +73,13 @@ def pictures_of(workdir: str | Path, *, title: str, class_names: Sequence[str] =
         grid, norm = arrays[f'{name}/eps'], str(arrays.get(f'{name}/norm', 'linf'))
         at = len(grid) // 2 if eps is None else int(np.argmin(abs(grid - eps)))
         for i, index in enumerate(arrays['index']):
-            clean, attacked = arrays['clean_prediction'][i], arrays[f'{name}/prediction'][at, i]
+            clean, attacked = arrays['clean/prediction'][0, i], arrays[f'{name}/prediction'][at, i]
             found.append(Picture(
                 caption=f'{title}, {name}, eps {eps_text(grid[at], norm)}, image {index}',
                 clean=arrays['clean'][i], adversarial=arrays[f'{name}/images'][at, i],
-                label=call(arrays['label'][i]), clean_prediction=call(clean),
+                label=call(arrays['target'][i]), clean_prediction=call(clean),
                 adversarial_prediction=call(attacked),
-                clean_confidence=confidence(arrays['clean_outputs'][i], int(clean), task),
+                clean_confidence=confidence(arrays['clean/outputs'][0, i], int(clean), task),
                 adversarial_confidence=confidence(arrays[f'{name}/outputs'][at, i], int(attacked), task)))
     return found
 

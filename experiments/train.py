@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from experiments import build
 from medrobust_jax.attacks.registry import create_attack
+from medrobust_jax.core.types import Task
 from medrobust_jax.data import loader
 from medrobust_jax.evaluate.programs import make_layout
 from medrobust_jax.evaluate.suite import Examples, GridPoint, Threat, attack_grid, clean_point
@@ -39,7 +40,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, *, data_dir: str
     mesh = data_mesh()
     train = build.load_split(config, config.data.train_split, data_dir)
     validation = build.load_split(config, config.data.validation_split, data_dir)
-    task = build.build_task(config, train.info.num_classes, training=True)
+    task, judged = (build.build_task(config, train.info.class_names, training=training) for training in (True, False))
     module = build.build_model(config, task)
     durations = build.build_durations(config, train)
     defense = build.build_defense(config, task, durations)
@@ -56,8 +57,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, *, data_dir: str
         state, forward=forward, defense=defense, optimizer=optimizer,
         train_batches=partial(_train_batches, train, config), steps=durations.total,
         steps_per_epoch=durations.steps_per_epoch,
-        evaluate_fn=validator(config, module, build.examples_of(validation, config.validation.max_examples),
-                              num_classes=train.info.num_classes, mesh=mesh),
+        evaluate_fn=validator(config, module, build.examples_of(validation, judged, config.validation.max_examples),
+                              judged, mesh=mesh),
         select_metric=config.validation.select_metric, eval_every=durations.steps(config.train.eval_every_epochs),
         checkpoint_every=durations.steps(config.train.checkpoint_every_epochs), workdir=workdir,
         config_dict=build.training_config(config), seed=config.seed, mesh=mesh, log_every=config.train.log_every,
@@ -70,38 +71,43 @@ def _train_batches(source: Any, config: ConfigDict, start_step: int) -> Any:
                                 process_index=jax.process_index(), process_count=jax.process_count())
 
 
-def validator(config: ConfigDict, module: Any, examples: Any, *, num_classes: int, mesh: Any) -> Any:
+def validator(config: ConfigDict, module: Any, examples: Any, task: Task, *, mesh: Any) -> Any:
     """What decides which checkpoint is best: quality on validation data, clean and under PGD from a random start.
 
     Returns:
-      `(params, model_state) -> {accuracy, balanced_accuracy, robust_accuracy,
-      robust_balanced_accuracy}`, the latter two at `config.validation.eps`. Where classes are
-      unequal, accuracy favors a model that names the largest class whatever it sees; balanced
-      accuracy does not.
+      `(params, model_state) -> {name: value}` with, of clean images and, after 'robust_', at
+      `config.validation.eps`: 'accuracy', the share of acceptable outputs; 'score', minus the mean loss; and
+      'balanced_accuracy' of classes. Where classes are unequal, accuracy favors a model that names the largest
+      class whatever it sees; balanced accuracy does not. Where the criterion is a threshold, accuracy says little
+      about an early model; the score does.
     """
-    task = build.build_task(config, num_classes)
     layout = make_layout(mesh, width=config.eval.block_width, chunk=config.eval.chunk)
     model = apply_model(module)
     norm = config.defense.attack.options.get('norm', 'linf')
     threat = Threat('pgd', create_attack('pgd', num_steps=config.validation.num_steps, norm=norm), norm)
 
-    def forward(variables: Any, images: jax.Array, keys: jax.Array) -> jax.Array:
+    def forward(variables: Any, images: jax.Array, keys: jax.Array) -> Any:
         return model(*variables, images, batch_norm='eval')[0]
 
     def evaluate(params: Any, model_state: Any) -> dict[str, float]:
         variables = (params, model_state)
         clean = clean_point(forward, variables, task, examples, layout=layout, seed=config.seed)
+        # A loss is the attack's largest only where it was run to the end.
         (attacked,) = attack_grid(forward, variables, task, threat, examples, (config.validation.eps,),
-                                  layout=layout, seed=config.seed, clean=clean)
-        return {**_accuracies('', clean, examples), **_accuracies('robust_', attacked, examples)}
+                                  layout=layout, seed=config.seed, clean=clean,
+                                  stop_when_fooled=task.quality is None)
+        return {**_qualities('', clean, examples), **_qualities('robust_', attacked, examples)}
 
     return evaluate
 
 
-def _accuracies(prefix: str, point: GridPoint, examples: Examples) -> dict[str, float]:
+def _qualities(prefix: str, point: GridPoint, examples: Examples) -> dict[str, float]:
     right = point.result.acceptable
-    per_class = [right[examples.targets == label].mean() for label in np.unique(examples.targets)]
-    return {f'{prefix}accuracy': float(right.mean()), f'{prefix}balanced_accuracy': float(np.mean(per_class))}
+    found = {f'{prefix}accuracy': float(right.mean()), f'{prefix}score': -float(np.mean(point.result.loss))}
+    if np.ndim(examples.targets) == 1:
+        per_class = [right[examples.targets == label].mean() for label in np.unique(examples.targets)]
+        found[f'{prefix}balanced_accuracy'] = float(np.mean(per_class))
+    return found
 
 
 if __name__ == '__main__':

@@ -143,12 +143,16 @@ class Task(NamedTuple):
       divergence: `(reference, outputs) -> [B]`, how far `outputs` are from `reference`; zero when
         equal. TRADES and SMIA's stabilization term use it. For classification
         `KL(softmax(reference) || softmax(outputs))`.
-      predict: `outputs -> [B]`, the decision that a user acts on (a class, a grade).
+      predict: `outputs -> [B]`, the decision that a user acts on (a class, a grade), or a small tree with
+        leading axis B (a label map, points, a fixed number of boxes).
       metrics: `(outputs, targets, groups) -> {name: Estimate}` on gathered NumPy arrays, with 95 %
         intervals; `groups` [N] are patient ids or None. May use scores.
       verdict_metrics: `(predictions, targets, groups) -> {name: Estimate}`, from decisions alone:
         what can be said of attacked images, whose scores the attack chose.
       check_targets: `(targets) -> None`, raises ValueError naming the offending row.
+      quality: `(outputs, targets) -> [B]` or `[B, k]`, the numbers that the criterion compares with its k
+        thresholds, higher is better; None where the criterion has none (the class is right).
+      threshold_of: `(qualities [N] or [N, k] of a clean-trained model) -> k thresholds`, see `calibrate`.
     """
 
     name: str
@@ -162,6 +166,8 @@ class Task(NamedTuple):
     metrics: Callable[..., dict[str, Any]]
     verdict_metrics: Callable[..., dict[str, Any]]
     check_targets: Callable[[Targets], None]
+    quality: Callable[[Outputs, Targets], Array] | None = None
+    threshold_of: Callable[[np.ndarray], tuple[float, ...]] | None = None
 
 
 # The model as training sees it:

@@ -1,7 +1,8 @@
 """Random-access sources of images: the one thing a loader, an evaluation or a report reads.
 
 Contents: `SourceInfo`, `Source` (the protocol), `ArraySource` (arrays in memory), `Subset`,
-`read_batch` (several rows at once), `all_labels`, `gather` (everything, as arrays), `fingerprint`.
+`read_batch` (several rows at once), `all_of`, `all_labels`, `gather` (everything, as arrays), `fingerprint`;
+`TARGETS` (what an example may carry besides its image).
 
 A source hands out images in [0, 1]; how raw values got there stands in `info.range_map`, and
 what was read stands in `info.fingerprint`.
@@ -14,7 +15,7 @@ Example:
 """
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,6 +23,18 @@ import numpy as np
 from medrobust_jax.core import checks
 
 Record = dict[str, Any]
+
+# What a target is called, its axes (n for the example), and its dtype. Points and boxes are fractions of width
+# and height: 0 is the left (top) edge of the first pixel, 1 the right (bottom) edge of the last.
+TARGETS: dict[str, tuple[str, type]] = {
+    'label': ('n', np.int32),  # the image's class
+    'findings': ('n findings', np.int32),  # 0 or 1 for each
+    'segmentation': ('n *spatial', np.int32),  # the class of every pixel, 0 is background
+    'points': ('n points xy', np.float32),
+    'boxes': ('n boxes x0,y0,x1,y1', np.float32),
+    'box_labels': ('n boxes', np.int32),
+    'box_mask': ('n boxes', np.bool_),  # False on rows that only fill up
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +44,8 @@ class SourceInfo:
     Attributes:
       name: the data set, as configs spell it.
       split: 'train', 'val', 'test' or what the caller named.
-      num_classes: labels are 0 ... num_classes - 1.
-      class_names: one name per class, in label order.
+      num_classes: labels (of images, pixels or boxes) are 0 ... num_classes - 1; the number of names.
+      class_names: one name per class, in label order; of findings or points where these are named.
       image_shape: `(*spatial, channels)`, equal for all images.
       range_map: how raw values were mapped to [0, 1], in words.
       fingerprint: sha256 of images, labels, groups and the range map, as hexadecimal digits.
@@ -55,9 +68,9 @@ class SourceInfo:
 class Source(Protocol):
     """Random access to examples.
 
-    `source[i]` is a dict: 'image' float32 `[*spatial, C]` in [0, 1], 'label' int32, and 'group'
-    where `info.has_groups`. A source may also offer `batch(rows [n]) -> dict` of stacked arrays;
-    `read_batch` uses it where it exists, and `all_labels` an attribute `labels` [N].
+    `source[i]` is a dict: 'image' float32 `[*spatial, C]` in [0, 1], the targets ('label' int32, or
+    what `TARGETS` names), and 'group' where `info.has_groups`. A source may also offer `batch(rows [n]) -> dict` of stacked arrays;
+    `read_batch` uses it where it exists, and `column(name)`, one target of all examples.
     """
 
     info: SourceInfo
@@ -74,7 +87,8 @@ class ArraySource:
 
     Args:
       images: `[N, *spatial, C]`, uint8, uint16 or floating point.
-      labels: `[N]` or `[N, 1]` integers in [0, len(class_names)).
+      targets: labels `[N]` or `[N, 1]`, integers in [0, len(class_names)); or a dict of arrays with leading
+        axis N, named as in `TARGETS`.
       name: the data set's name, used in messages and records.
       class_names: one name per class.
       split: the split's name. In 'train' every class needs an example.
@@ -90,7 +104,7 @@ class ArraySource:
         range, no images at all, or a class without training examples.
     """
 
-    def __init__(self, images: Any, labels: Any, *, name: str, class_names: Sequence[str],
+    def __init__(self, images: Any, targets: Any, *, name: str, class_names: Sequence[str],
                  split: str = 'train', groups: Any = None, channels: int | None = None,
                  max_value: int | None = None, range_map: str | None = None,
                  notes: Sequence[str] = ()) -> None:
@@ -98,7 +112,10 @@ class ArraySource:
         self._images = np.asarray(images)
         _check_layout(self._images, channels, what)
         self._max_value, default_map = _max_value(self._images, max_value, what)
-        self._labels = _check_labels(labels, len(self._images), tuple(class_names), split, what)
+        targets = dict(targets) if isinstance(targets, Mapping) else {'label': targets}
+        if 'label' in targets:
+            targets['label'] = _check_labels(targets['label'], len(self._images), tuple(class_names), split, what)
+        self._targets = _check_targets(targets, self._images, len(class_names), what)
         self._groups = None if groups is None else np.asarray(groups)
         if self._groups is not None and self._groups.shape != (len(self._images),):
             raise ValueError(f'{what}: groups of shape {self._groups.shape} for {len(self._images)} images; '
@@ -107,7 +124,7 @@ class ArraySource:
         self.info = SourceInfo(
             name=name, split=split, num_classes=len(class_names), class_names=tuple(class_names),
             image_shape=self._images.shape[1:], range_map=range_map,
-            fingerprint=fingerprint(self._images, self._labels, self._groups, range_map),
+            fingerprint=fingerprint(self._images, *self._fingerprinted(), self._groups, range_map),
             has_groups=self._groups is not None, notes=tuple(notes))
 
     def __len__(self) -> int:
@@ -118,16 +135,23 @@ class ArraySource:
             raise IndexError(f'{self.info.name}/{self.info.split}: row {row} of {len(self)}')
         return {name: column[0] for name, column in self.batch(np.asarray([row])).items()}
 
-    @property
-    def labels(self) -> np.ndarray:
-        """All labels, int32 `[N]`."""
-        return self._labels
+    def _fingerprinted(self) -> list[Any]:
+        """The targets by name; labels alone stand without one."""
+        if set(self._targets) == {'label'}:
+            return [self._targets['label']]
+        return [part for name in sorted(self._targets) for part in (name, self._targets[name])]
+
+    def column(self, name: str) -> np.ndarray | None:
+        """A target of all examples, `[N, ...]`, or None where the source has none of this name."""
+        return self._targets.get(name)
 
     def batch(self, rows: np.ndarray) -> Record:
         """The records of several rows, stacked; `rows` [n] are integers."""
         # A division, not a product with 1 / 255: the largest raw value must become 1 exactly.
         images = self._images[rows].astype(np.float32) / np.float32(self._max_value)
-        record = {'image': images, 'label': self._labels[rows]}
+        record = {'image': images}
+        for name, values in self._targets.items():
+            record[name] = values[rows].astype(TARGETS[name][1])
         if self._groups is not None:
             record['group'] = self._groups[rows]
         return record
@@ -159,10 +183,10 @@ class Subset:
     def __getitem__(self, row: int) -> Record:
         return self._source[int(self._rows[row])]
 
-    @property
-    def labels(self) -> np.ndarray:
-        """The subset's labels, int32 `[n]`."""
-        return all_labels(self._source)[self._rows]
+    def column(self, name: str) -> np.ndarray | None:
+        """A target of the subset's examples, `[n, ...]`, or None."""
+        values = all_of(self._source, name)
+        return None if values is None else values[self._rows]
 
     def batch(self, rows: np.ndarray) -> Record:
         """The records of several rows of the subset, stacked."""
@@ -178,21 +202,38 @@ def read_batch(source: Source, rows: Any) -> Record:
     return {name: np.stack([record[name] for record in records]) for name in records[0]}
 
 
+def all_of(source: Source, name: str) -> np.ndarray | None:
+    """One target of all examples, `[N, ...]`, without converting images where the source can; None if it has none."""
+    if hasattr(source, 'column'):
+        return source.column(name)  # type: ignore[attr-defined]
+    if name not in source[0]:
+        return None
+    return np.asarray([source[row][name] for row in range(len(source))], dtype=TARGETS[name][1])
+
+
 def all_labels(source: Source) -> np.ndarray:
-    """All labels, int32 `[N]`, without converting images where the source can."""
-    if hasattr(source, 'labels'):
-        return source.labels  # type: ignore[attr-defined]
-    return np.asarray([source[row]['label'] for row in range(len(source))], dtype=np.int32)
+    """All labels, int32 `[N]`.
+
+    Raises:
+      ValueError: where the examples have no single label.
+    """
+    labels = all_of(source, 'label')
+    if labels is None:
+        raise ValueError(f'{source.info.name}/{source.info.split} has no label per image, which class-balanced '
+                         'sampling and class-wise splits need')
+    return labels
 
 
-def gather(source: Source) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def gather(source: Source) -> tuple[np.ndarray, Any, np.ndarray | None]:
     """Everything in a source.
 
     Returns:
-      `(images float32 [N, *spatial, C], labels int32 [N], groups [N] or None)`.
+      `(images float32 [N, *spatial, C], targets, groups [N] or None)`; targets are the one array `[N, ...]` where
+      examples carry one target (labels, say), else a dict of them.
     """
-    everything = read_batch(source, np.arange(len(source)))
-    return everything['image'], everything['label'], everything.get('group')
+    targets = read_batch(source, np.arange(len(source)))
+    images, groups = targets.pop('image'), targets.pop('group', None)
+    return images, next(iter(targets.values())) if len(targets) == 1 else targets, groups
 
 
 def fingerprint(*parts: Any) -> str:
@@ -258,3 +299,43 @@ def _check_labels(labels: Any, num_images: int, class_names: tuple[str, ...], sp
         raise ValueError(f'{what}: no training example of class {missing}; drop the class from class_names '
                          'or add images')
     return array.astype(np.int32)
+
+
+def _check_targets(targets: Record, images: np.ndarray, num_classes: int, what: str) -> Record:
+    """Targets in a small dtype that loses nothing, or an error naming the row.
+
+    Raises:
+      ValueError: for an unknown name, a wrong shape, or a value that cannot be.
+    """
+    if not targets:
+        raise ValueError(f'{what}: there are no targets')
+    checked = {}
+    for name, values in targets.items():
+        if name not in TARGETS:
+            checks.did_you_mean(name, TARGETS, f'target of {what}:')
+        axes, dtype = TARGETS[name]
+        array = np.asarray(values)
+        shape = (len(images), *images.shape[1:-1]) if name == 'segmentation' else array.shape
+        rank = len(shape) if name == 'segmentation' else len(axes.split())
+        if array.ndim != rank or len(array) != len(images) or array.shape != shape:
+            raise ValueError(f'{what}: {name} of shape {array.shape} for images of shape {images.shape}; '
+                             f'expected [{axes}]')
+        _check_values(name, array, num_classes, what)
+        small = name in ('segmentation', 'box_labels', 'findings') and num_classes <= 255
+        checked[name] = array.astype(np.uint8 if small else dtype)
+    return checked
+
+
+def _check_values(name: str, values: np.ndarray, num_classes: int, what: str) -> None:
+    """Raises for values that a target of this name cannot have; the row is named."""
+    flat = values.reshape(len(values), -1)
+    if name in ('points', 'boxes'):
+        bad, rule = ~np.isfinite(flat), 'finite numbers'
+    elif name in ('findings', 'box_mask'):
+        bad, rule = (flat != 0) & (flat != 1), '0 or 1'
+    else:
+        bad, rule = (flat != np.round(flat)) | (flat < 0) | (flat >= num_classes), f'classes 0 to {num_classes - 1}'
+    rows = np.flatnonzero(bad.any(axis=1))
+    if rows.size:
+        value = flat[rows[0]][bad[rows[0]]][0]
+        raise ValueError(f'{what}: {name} of row {rows[0]} holds {value}; expected {rule}')

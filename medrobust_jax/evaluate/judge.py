@@ -29,10 +29,11 @@ from medrobust_jax.evaluate.suite import (
     attack_in_turn,
     check_threat,
     clean_point,
+    without_images,
 )
 from medrobust_jax.evaluate.writing import AnyThreat, ResultWriter, Subject
 
-RESERVED = ('clean', 'worst_case')  # names of rows that are no threat's
+RESERVED = ('clean', 'worst_case', 'target')  # names of rows, and of pictures, that are no threat's
 # Pairs in which the first attack should not beat the second, by the name of the method.
 WEAKER = (('fgsm', 'pgd'), ('fgsm', 'smia'), ('ifgsm', 'pgd'), ('noise', 'fgsm'), ('noise', 'ifgsm'))
 # What black-box attacks and transfer should not beat.
@@ -86,6 +87,8 @@ def judge(subject: Subject, examples: Examples, threats: Sequence[AnyThreat], ep
                *sanity.check_randomness(subject.forward, subject.variables, examples, **shared))
     write = ResultWriter(subject, examples, layout, workdir, seed, stop_when_fooled)
     write.clean(clean, started, general)
+    if threats and num_pictures:
+        write.choose_pictures(clean, num_pictures)
     records.update_rows(results, write.rows)
     grids: dict[str, list[GridPoint]] = {}
     unfinished = workdir / 'unfinished'
@@ -111,10 +114,10 @@ def judge(subject: Subject, examples: Examples, threats: Sequence[AnyThreat], ep
         grids[threat.name] = points
         warnings += _order_warnings(threat, threats, grids) + sanity.check_cascade(members, stages)
         write.threat(threat, members, stages, warnings, save_images=save_images)
+        grids[threat.name] = [without_images(point) for point in points]
         records.update_rows(results, write.rows)
     write.worst_case(threats, grids, general)
-    if grids and num_pictures:
-        write.pictures(clean, threats, grids, num_pictures)
+    write.save_pictures()
     records.update_rows(results, write.rows)
     shutil.rmtree(unfinished, ignore_errors=True)
     for sentence in sorted({s for row in write.rows for s in row.warnings}):

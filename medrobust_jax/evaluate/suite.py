@@ -5,7 +5,7 @@ smaller ball lies in the larger. All radii, restarts and targets are one queue, 
 pool (`evaluate.pool`): every one of them is spent on what still stands.
 
 Contents: `Threat`, `Ensemble`, `Examples`, `GridPoint`, `clean_point`, `attack_grid`, `check_threat`,
-`attack_in_turn`, `worst_case`.
+`attack_in_turn`, `worst_case`, `without_images`.
 
 Example:
 
@@ -343,6 +343,11 @@ def _work_off(pool: Pool, findings: Findings, following: Callable[..., Item | No
     return took
 
 
+def without_images(point: GridPoint) -> GridPoint:
+    """A point with its verdicts and costs alone: images and outputs of a whole grid fill the memory."""
+    return point._replace(result=point.result._replace(images=np.zeros(0, np.float32)), outputs=())
+
+
 def attack_in_turn(members: Sequence[Threat], attack: Callable[..., list[GridPoint]]) -> list[list[GridPoint]]:
     """A cascade: each member attacks what those before it left standing.
 
@@ -351,7 +356,8 @@ def attack_in_turn(members: Sequence[Threat], attack: Callable[..., list[GridPoi
       attack: `(threat, previous=points or None) -> points`, see `attack_grid`.
 
     Returns:
-      Per member, the points after it. Passes and seconds are those of all members so far.
+      Per member, the points after it; only the last hold images and outputs. Passes and seconds are those of all
+      members so far.
     """
     so_far: list[list[GridPoint]] = []
     for member in members:
@@ -359,6 +365,7 @@ def attack_in_turn(members: Sequence[Threat], attack: Callable[..., list[GridPoi
         points = attack(member, previous=before)
         if before is not None:
             points = [_summed(old, new) for old, new in zip(before, points, strict=True)]
+            so_far[-1] = [without_images(point) for point in before]
         so_far.append(points)
     return so_far
 

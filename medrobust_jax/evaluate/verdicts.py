@@ -23,28 +23,31 @@ class Verdicts(NamedTuple):
 
     Attributes:
       index: [N] int, rows of the data set.
-      label: [N] int, true classes or grades.
       eps: [E] float, in units of [0, 1].
       acceptable: [E, N] bool, whether the model withstood.
-      prediction: [E, N] int, the class predicted for the strongest image found.
       loss: [E, N] float, the loss there.
       first_fooled: [E, N] int, the first look that fooled the model, -1 for none.
       attacked: [E, N] bool, whether the example was attacked at this eps; elsewhere the verdict is inferred
         from other radii.
       withstood_clean: [N] bool, whether the model is right without an attack.
+      label: [N] int, true classes or grades, or None where targets are no labels.
+      prediction: [E, N] int, the class predicted for the strongest image found, or None likewise.
+      quality: [E, N] or [E, N, k] float, what the criterion compares with its thresholds (`Task.quality`), at the
+        strongest image found; None where the criterion has no threshold.
       groups: [N] patient ids (integers or strings), or None.
       about: plain values that say what was attacked and how (attack, norm, fingerprints, ...).
     """
 
     index: np.ndarray
-    label: np.ndarray
     eps: np.ndarray
     acceptable: np.ndarray
-    prediction: np.ndarray
     loss: np.ndarray
     first_fooled: np.ndarray
     attacked: np.ndarray
     withstood_clean: np.ndarray
+    label: np.ndarray | None = None
+    prediction: np.ndarray | None = None
+    quality: np.ndarray | None = None
     groups: np.ndarray | None = None
     about: Mapping[str, Any] = {}
 
@@ -95,7 +98,7 @@ def _check_verdicts(arrays: Mapping[str, np.ndarray], path: str | Path) -> None:
     for name, array in arrays.items():
         per_example = name in ('index', 'label', 'withstood_clean', 'groups')
         shape = (n,) if per_example else (num_eps,) if name == 'eps' else (num_eps, n)
-        if array.shape != shape:
+        if array.shape[:2] != shape or (array.ndim > len(shape) and name != 'quality'):
             raise ValueError(f'{path}: {name} must have shape {shape}, got {array.shape}')
         if array.dtype == object:
             raise ValueError(f'{path}: {name} must hold numbers or strings, got Python objects')

@@ -59,6 +59,8 @@ class ResultWriter:
     stops: bool
     rows: list[records.Row] = dataclasses.field(default_factory=list)
     _withstood_clean: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
+    _shown: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, int))
+    _pictures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def _add(self, estimates: Mapping, point: GridPoint | None, *, attack: str, norm: str, eps: float,
              options: Mapping, warnings: tuple[str, ...], seconds: float, **measured: Any) -> None:
@@ -106,15 +108,14 @@ class ResultWriter:
                        options=options, warnings=(*warnings, *own), seconds=point.wall_seconds, **measured)
         about = {**self.subject.identity, **self.subject.fingerprints, 'attack': threat.name, 'norm': threat.norm,
                  'attack_seed': self.seed, **options}
-        predict = self.subject.task.predict
         verdicts.save_verdicts(self.workdir / 'verdicts' / f'{threat.name}.npz', verdicts.Verdicts(
-            index=np.asarray(self.examples.index), label=np.asarray(self.examples.targets),
+            index=np.asarray(self.examples.index), **self._decisions(points),
             eps=np.asarray([p.eps for p in points]), groups=self.examples.groups, about=about,
             acceptable=np.stack([p.result.acceptable for p in points]),
-            prediction=np.stack([np.asarray(predict(p.outputs)) for p in points]),
             loss=np.stack([p.result.loss for p in points]),
             first_fooled=np.stack([p.result.first_fooled for p in points]),
             attacked=np.stack([p.attacked for p in points]), withstood_clean=self._withstood_clean))
+        self._collect_pictures(threat, points)
         if save_images:
             save_arrays(self.workdir / 'adversarial' / f'{threat.name}.npz', {
                 'images': np.stack([p.result.images for p in points]), 'index': np.asarray(self.examples.index),
@@ -135,24 +136,58 @@ class ResultWriter:
                           attack='worst_case', norm=norm, eps=eps, options={'attacks': list(points)},
                           warnings=warnings, seconds=0.0)
 
-    def pictures(self, clean: GridPoint, threats: Sequence[AnyThreat], grids: Mapping[str, list[GridPoint]],
-                 count: int) -> None:
-        """Keeps the first correctly decided image of every class in turn, for every attack and eps."""
-        labels, standing = np.asarray(self.examples.targets), clean.result.acceptable
-        by_class = [np.flatnonzero(standing & (labels == c)) for c in np.unique(labels)]
+    def _decisions(self, points: Sequence[GridPoint]) -> dict[str, np.ndarray]:
+        """What verdict files hold of the outputs: classes where these are the decision, else the quality."""
+        task, targets = self.subject.task, self.examples.targets
+        kept = {}
+        if task.target_names == ('label',):
+            kept['label'] = np.asarray(targets)
+            kept['prediction'] = np.stack([np.asarray(task.predict(p.outputs)) for p in points])
+        if task.quality is not None:
+            kept['quality'] = np.stack([np.asarray(task.quality(p.outputs, targets)) for p in points])
+        return kept
+
+    def choose_pictures(self, clean: GridPoint, count: int) -> None:
+        """Chooses whose images are shown: the first with an acceptable output, of every class in turn."""
+        task, standing = self.subject.task, clean.result.acceptable
+        by_class = [np.flatnonzero(standing)]
+        if task.target_names == ('label',):
+            by_class = [np.flatnonzero(standing & (self.examples.targets == c))
+                        for c in np.unique(self.examples.targets)]
         depth = max((len(rows) for rows in by_class), default=0)
-        ordered = [rows[i] for i in range(depth) for rows in by_class if i < len(rows)]
-        rows = np.asarray(ordered[:count], dtype=int)
-        predict = self.subject.task.predict
-        arrays = {'task': np.asarray(self.subject.task.name), 'index': self.examples.index[rows],
-                  'label': labels[rows], 'clean': self.examples.images[rows],
-                  'clean_outputs': np.asarray(clean.outputs)[rows],
-                  'clean_prediction': np.asarray(predict(clean.outputs))[rows]}
-        for name, norm in ((threat.name, threat.norm) for threat in threats):
-            points = grids[name]
-            arrays[f'{name}/norm'] = np.asarray(norm)
-            arrays[f'{name}/eps'] = np.asarray([p.eps for p in points])
-            arrays[f'{name}/images'] = np.stack([p.result.images[rows] for p in points])
-            arrays[f'{name}/outputs'] = np.stack([np.asarray(p.outputs)[rows] for p in points])
-            arrays[f'{name}/prediction'] = np.stack([np.asarray(predict(p.outputs))[rows] for p in points])
-        save_arrays(self.workdir / 'pictures.npz', jax.device_get(arrays))
+        rows = [rows[i] for i in range(depth) for rows in by_class if i < len(rows)]
+        self._shown = np.asarray(rows[:count], dtype=int)
+        self._pictures = {'task': np.asarray(task.name), 'index': self.examples.index[self._shown],
+                          'clean': self.examples.images[self._shown],
+                          **_named('target', self._of_shown(self.examples.targets)),
+                          **self._shown_outputs('clean', [clean])}
+
+    def _collect_pictures(self, threat: AnyThreat, points: Sequence[GridPoint]) -> None:
+        if self._pictures:
+            self._pictures |= {f'{threat.name}/norm': np.asarray(threat.norm),
+                               f'{threat.name}/eps': np.asarray([p.eps for p in points]),
+                               f'{threat.name}/images': np.stack([p.result.images[self._shown] for p in points]),
+                               **self._shown_outputs(threat.name, points)}
+
+    def _shown_outputs(self, name: str, points: Sequence[GridPoint]) -> dict[str, np.ndarray]:
+        """Predictions, with a leading axis for the points; and outputs where they are small."""
+        outputs = [self._of_shown(point.outputs) for point in points]
+        shown = [_named(f'{name}/prediction', self.subject.task.predict(each)) for each in outputs]
+        if getattr(outputs[0], 'ndim', 0) == 2:
+            shown = [{**one, f'{name}/outputs': each} for one, each in zip(shown, outputs, strict=True)]
+        return {key: np.stack([one[key] for one in shown]) for key in shown[0]}
+
+    def _of_shown(self, tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[self._shown], tree)
+
+    def save_pictures(self) -> None:
+        """Writes what was kept to show to `pictures.npz`."""
+        if self._pictures:
+            save_arrays(self.workdir / 'pictures.npz', self._pictures)
+
+
+def _named(name: str, tree: PyTree) -> dict[str, np.ndarray]:
+    """An array under its name; of a dict every entry as `name/key`."""
+    if isinstance(tree, Mapping):
+        return {f'{name}/{key}': np.asarray(leaf) for key, leaf in tree.items()}
+    return {name: np.asarray(tree)}

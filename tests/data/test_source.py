@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from medrobust_jax.data.source import ArraySource, Source, Subset, all_labels, gather, read_batch
+from medrobust_jax.data.source import ArraySource, Source, Subset, all_labels, all_of, gather, read_batch
 
 CLASSES = ('a', 'b', 'c')
 
@@ -157,3 +157,42 @@ def test_subset():
         Subset(made, [])
     with pytest.raises(ValueError, match='row 6 of 6'):
         Subset(made, [0, 6])
+
+
+def dense(**changes):
+    """Six images of 4 x 3 pixels with masks and two points."""
+    pixels = np.linspace(0, 255, 6 * 12).astype(np.uint8).reshape(6, 4, 3, 1)
+    targets = {'segmentation': (pixels[..., 0] > 99).astype(np.int64) * 2, 'points': np.full((6, 2, 2), .5)}
+    return ArraySource(pixels, {**targets, **changes}, name='masks', class_names='abc', groups=np.arange(6) // 2)
+
+
+def test_targets_other_than_labels():
+    made = dense()
+    record = made[5]
+    assert (record['segmentation'].dtype, record['points'].dtype) == (np.int32, np.float32)
+    np.testing.assert_array_equal(record['segmentation'], 2)
+    images, targets, groups = gather(Subset(made, [0, 5]))
+    assert (images.shape, targets['segmentation'].shape, targets['points'].shape) == ((2, 4, 3, 1), (2, 4, 3), (2, 2, 2))
+    assert groups.tolist() == [0, 2]
+    np.testing.assert_array_equal(all_of(Subset(made, [5]), 'points'), made[5]['points'][None])
+    for ours, theirs in zip(targets.items(), gather(Plain(Subset(made, [0, 5])))[1].items(), strict=True):
+        assert ours[0] == theirs[0]
+        np.testing.assert_array_equal(ours[1], theirs[1])
+    moved = dense(points=np.full((6, 2, 2), .25))
+    assert moved.info.fingerprint != made.info.fingerprint
+    with pytest.raises(ValueError, match='no label per image'):
+        all_labels(made)
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(segmentation=np.zeros((6, 4, 4), int)), r'segmentation of shape \(6, 4, 4\)'),
+    (dict(segmentation=np.eye(6, 12).reshape(6, 4, 3) * 3), 'segmentation of row 0 holds 3.0; expected classes 0 to 2'),
+    (dict(points=np.where(np.arange(6) == 4, np.nan, 0.)[:, None, None] + np.zeros((6, 2, 2))),
+     'points of row 4 holds nan'),
+    (dict(points=np.zeros((5, 2, 2))), r'expected \[n points xy\]'),
+    (dict(findings=np.full((6, 2), 2)), 'findings of row 0 holds 2; expected 0 or 1'),
+    (dict(segmentaton=np.zeros((6, 4, 3))), "did you mean 'segmentation'"),
+])
+def test_targets_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dense(**changes)

@@ -92,8 +92,8 @@ def test_files_hold_every_verdict_and_pictures_of_both_classes(judged, planted, 
             np.testing.assert_array_equal(verdicts.acceptable, [eps < RADII for eps in EPS])
     with np.load(tmp_path / 'pictures.npz') as pictures:
         assert pictures['clean'].shape == (4, 4, 4, 1)
-        assert set(pictures['label']) == {0, 1}
-        assert (pictures['clean_prediction'] == pictures['label']).all()
+        assert set(pictures['target']) == {0, 1}
+        assert (pictures['clean/prediction'][0] == pictures['target']).all()
         np.testing.assert_array_equal(pictures['clean'], images[pictures['index']])
         assert (str(pictures['task']), str(pictures['pgd_l2/norm'])) == ('classification', 'l2')
         size = np.abs(pictures['pgd/images'] - pictures['clean']).reshape(2, 4, -1).max(axis=-1)
@@ -157,7 +157,7 @@ def test_grades(judged, planted, tmp_path):
     assert load_verdicts(tmp_path / 'verdicts' / 'pgd.npz').prediction.max() <= 2
     with np.load(tmp_path / 'pictures.npz') as pictures:
         assert str(pictures['task']) == 'ordinal'
-        assert pictures['clean_outputs'].shape == (4, 2)
+        assert pictures['clean/outputs'].shape == (1, 4, 2)
 
 
 def test_warnings_reach_the_rows_and_the_log(judged, planted, caplog):

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from configs.base import base_config, threat
 from experiments import build
 from medrobust_jax.core.types import Attack
-from medrobust_jax.data.source import ArraySource
+from medrobust_jax.data.source import ArraySource, all_labels
 from medrobust_jax.tasks.classification import classification
 from medrobust_jax.tasks.ordinal import ordinal
 
@@ -56,7 +56,7 @@ def test_the_defaults_are_a_config():
 
 
 @pytest.mark.parametrize(('make', 'message'), [
-    (lambda: build.build_task(changed(task__name='ordinl'), 3), "did you mean 'ordinal'"),
+    (lambda: build.build_task(changed(task__name='ordinl'), 'abc'), "did you mean 'ordinal'"),
     (lambda: build.build_model(changed(model__name='resnet81'), TASK), "unknown model 'resnet81'; did you mean"),
     (lambda: build.build_model(changed(model__options=ConfigDict({'widht': 3})), TASK), "did you mean 'width'"),
     (lambda: build.build_defense(changed(defense__name='pgdat'), TASK, DURATIONS), "did you mean 'pgd_at'"),
@@ -101,15 +101,15 @@ def source(labels, num_classes):
 def test_some_examples_of_a_sorted_source_are_some_of_every_class():
     """Folders are sorted by class: the first rows of all would be of one class."""
     sorted_source = source(np.repeat([0, 1, 2], [40, 20, 8]), 3)
-    few = build.examples_of(sorted_source, 17)
+    few = build.examples_of(sorted_source, classification(3), 17)
     np.testing.assert_array_equal(np.bincount(few.targets), [10, 5, 2])
     np.testing.assert_array_equal(few.images[:, 0, 0, 0], few.index.astype(np.float32) / np.float32(255))
-    np.testing.assert_array_equal(few.targets, sorted_source.labels[few.index])
-    more = build.examples_of(sorted_source, 30)
+    np.testing.assert_array_equal(few.targets, all_labels(sorted_source)[few.index])
+    more = build.examples_of(sorted_source, classification(3), 30)
     assert set(few.index) < set(more.index), 'more examples extend fewer'
     for everything in (None, 68, 999):
-        np.testing.assert_array_equal(build.examples_of(sorted_source, everything).index, np.arange(68))
-    mixed = build.examples_of(source(np.arange(40) % 4, 4), 12)
+        np.testing.assert_array_equal(build.examples_of(sorted_source, classification(3), everything).index, np.arange(68))
+    mixed = build.examples_of(source(np.arange(40) % 4, 4), classification(4), 12)
     np.testing.assert_array_equal(mixed.index, np.arange(12))
 
 
@@ -121,7 +121,7 @@ def test_durations():
 def test_label_smoothing_is_for_training_alone():
     config = changed(task__label_smoothing=.2)
     logits, labels = jnp.array([[3., 0., 0.]]), jnp.array([0])
-    training, judged = (build.build_task(config, 3, training=t).loss(logits, labels) for t in (True, False))
+    training, judged = (build.build_task(config, 'abc', training=t).loss(logits, labels) for t in (True, False))
     assert training[0] > judged[0]
 
 

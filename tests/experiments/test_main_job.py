@@ -27,7 +27,7 @@ def by_measurement(rows):
 def test_train_evaluate_report(trained, fit_result, tiny_config, tmp_path):
     assert int(fit_result.state.step) == 4
     assert set(fit_result.best['metrics']) == {'accuracy', 'balanced_accuracy', 'robust_accuracy',
-                                               'robust_balanced_accuracy'}
+                                               'robust_balanced_accuracy', 'score', 'robust_score'}
     rows = evaluate(tiny_config(), trained, progress=False)
     assert {row.attack for row in rows} == {'clean', 'fgsm', 'pgd3', 'smia3', 'worst_case'}
     metadata = load_for_evaluation(trained)[2]
@@ -125,8 +125,8 @@ def test_grades_reach_the_report(tiny_config, tmp_path):
 def test_pictures_of_every_grade_have_a_confidence(tmp_path, prediction):
     """Three grades have two outputs: the highest grade is no index into them."""
     outputs = np.array([[4., 4.], [4., -4.], [-4., -4.]])[[2 - prediction]]
-    shared = {'task': 'ordinal', 'index': [7], 'label': [0], 'clean': np.zeros((1, 4, 4, 1)),
-              'clean_outputs': outputs, 'clean_prediction': [prediction]}
+    shared = {'task': 'ordinal', 'index': [7], 'target': [0], 'clean': np.zeros((1, 4, 4, 1)),
+              'clean/outputs': outputs[None], 'clean/prediction': [[prediction]]}
     attack = {'pgd/norm': 'l2', 'pgd/eps': [.5], 'pgd/images': np.zeros((1, 1, 4, 4, 1)),
               'pgd/outputs': outputs[None], 'pgd/prediction': [[prediction]]}
     np.savez(tmp_path / 'pictures.npz', **shared, **attack)
