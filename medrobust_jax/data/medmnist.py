@@ -1,12 +1,12 @@
 """The MedMNIST 2-D family, read from its npz files without a copy on disk.
 
 Contents: `DATASETS` (names, classes, sizes), `SIZES`, `parse_name`, `locate`, `read_split`,
-`open_medmnist`.
+`target_name`, `open_medmnist`.
 
 A file `<name>.npz` (28 px) or `<name>_64.npz`, `_128`, `_224` is looked for in the data directory
 and in its folder `medmnist/`. Class names, split sizes and MD5s are those of the `medmnist`
-package, https://github.com/MedMNIST/MedMNIST (medmnist/info.py). ChestMNIST, which has several
-labels per image, is not offered.
+package, https://github.com/MedMNIST/MedMNIST (medmnist/info.py). ChestMNIST has 14 findings per image
+and none, one or several of them: its target is 'findings', that of all others 'label'.
 
 Example:
 
@@ -42,6 +42,7 @@ class MedMNISTSet(NamedTuple):
       counts: images in train, val and test.
       md5: of the official 28 px file.
       note: what to know before using it, or ''.
+      multi_label: whether an image has any number of the classes, not one.
     """
 
     class_names: tuple[str, ...]
@@ -49,6 +50,7 @@ class MedMNISTSet(NamedTuple):
     counts: tuple[int, int, int]
     md5: str
     note: str = ''
+    multi_label: bool = False
 
 
 DATASETS = {
@@ -57,6 +59,11 @@ DATASETS = {
          'cancer-associated stroma', 'colorectal adenocarcinoma epithelium'),
         3, (89996, 10004, 7180), 'a8b06965200029087d5bd730944a56c1',
         'The test images come from another clinical center.'),
+    'chestmnist': MedMNISTSet(
+        ('atelectasis', 'cardiomegaly', 'effusion', 'infiltration', 'mass', 'nodule', 'pneumonia',
+         'pneumothorax', 'consolidation', 'edema', 'emphysema', 'fibrosis', 'pleural', 'hernia'),
+        1, (78468, 11219, 22433), '02c8a6516a18b556561a56cbdd36c4a8',
+        'Made from ChestX-ray14, without its patient ids: intervals treat every image as a patient.', True),
     'dermamnist': MedMNISTSet(
         ('actinic keratoses and intraepithelial carcinoma', 'basal cell carcinoma',
          'benign keratosis-like lesions', 'dermatofibroma', 'melanoma', 'melanocytic nevi',
@@ -87,7 +94,6 @@ DATASETS = {
     'organcmnist': MedMNISTSet(_ORGANS, 1, (13000, 2392, 8268), '0afa5834fb105f7705a7d93372119a21'),
     'organsmnist': MedMNISTSet(_ORGANS, 1, (13940, 2452, 8829), 'e5c39f1af030238290b9557d9503af9d'),
 }
-_MULTI_LABEL = 'chestmnist'
 
 
 def parse_name(name: str) -> tuple[str, int]:
@@ -97,8 +103,6 @@ def parse_name(name: str) -> tuple[str, int]:
       ValueError: for a name or size outside the family.
     """
     base, _, suffix = name.partition('_')
-    if base == _MULTI_LABEL:
-        raise ValueError('chestmnist has 14 labels per image; the sources here hold one class per image')
     if base not in DATASETS:
         did_you_mean(base, DATASETS, 'MedMNIST data set')
     if suffix and (not suffix.isdigit() or int(suffix) not in SIZES):
@@ -122,7 +126,7 @@ def locate(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
 
 
 def read_split(path: Path, name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Raw images uint8 `[N, H, W, C]` and labels `[N]` of one split of a file."""
+    """Raw images uint8 `[N, H, W, C]` of one split of a file, and labels `[N]` or findings `[N, L]`."""
     base, pixels = parse_name(name)
     files.check_split(split, SPLITS, name)
     arrays = files.read_npz(path, [f'{split}_images', f'{split}_labels'])
@@ -133,9 +137,19 @@ def read_split(path: Path, name: str, split: str) -> tuple[np.ndarray, np.ndarra
     if images.dtype != np.uint8 or images.shape[1:] != expected:
         raise ValueError(f'{path}: {split}_images are {images.dtype} {images.shape[1:]}, '
                          f'expected uint8 {expected}')
+    if DATASETS[base].multi_label:
+        if labels.shape != (len(images), len(DATASETS[base].class_names)):
+            raise ValueError(f'{path}: {split}_labels of shape {labels.shape} for {len(images)} images, expected '
+                             f'one column for each of {len(DATASETS[base].class_names)} findings')
+        return images, labels
     if labels.shape not in ((len(images),), (len(images), 1)):  # both are in circulation
         raise ValueError(f'{path}: {split}_labels of shape {labels.shape} for {len(images)} images')
     return images, labels.reshape(-1)
+
+
+def target_name(name: str) -> str:
+    """What the set's target is called in a record: 'findings' where images have several classes, else 'label'."""
+    return 'findings' if DATASETS[parse_name(name)[0]].multi_label else 'label'
 
 
 def open_medmnist(name: str, split: str = 'train', *, data_dir: str | os.PathLike[str] | None = None,
@@ -164,5 +178,6 @@ def open_medmnist(name: str, split: str = 'train', *, data_dir: str | os.PathLik
         notes.append("The file's MD5 is not that of the official archive.")
     range_map = 'uint8 / 255' + resize.describe(images.shape[1:], size)
     images = images if size is None else resize.resize_images(images, size)
-    return ArraySource(images, labels, name=name, split=split, class_names=dataset.class_names,
-                       channels=dataset.channels, range_map=range_map, notes=notes)
+    return ArraySource(images, {target_name(name): labels}, name=name, split=split,
+                       class_names=dataset.class_names, channels=dataset.channels, range_map=range_map,
+                       notes=notes)

@@ -115,7 +115,7 @@ def test_phantoms_by_name():
 
 @pytest.mark.parametrize(('name', 'message'), [
     ('retinamnst', "did you mean 'retinamnist'"), ('octphantom', "did you mean 'oct_phantom'"),
-    ('foldr:x', "did you mean 'folder'"), ('chestmnist', '14 labels per image'),
+    ('foldr:x', "did you mean 'folder'"), ('chestmnst', "did you mean 'chestmnist'"),
     ('retinamnist_65', '28, 64, 128, 224')])
 def test_unknown_names(name, message):
     with pytest.raises(ValueError, match=message):
@@ -131,7 +131,7 @@ def test_unknown_options_and_splits(tmp_path):
 
 
 def test_table_is_complete():
-    assert len(medmnist.DATASETS) == 11  # the 12 two-dimensional sets without ChestMNIST
+    assert len(medmnist.DATASETS) == 12
     for dataset in medmnist.DATASETS.values():
         assert len(dataset.md5) == 32
         assert len(set(dataset.class_names)) == len(dataset.class_names)

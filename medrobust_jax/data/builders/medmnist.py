@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -48,14 +49,18 @@ class Medmnist(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         base, pixels = medmnist.parse_name(self._name)
         dataset = medmnist.DATASETS[base]
+        target = medmnist.target_name(self._name)
+        names = list(dataset.class_names)
+        feature = (tfds.features.Tensor(shape=(len(names),), dtype=np.uint8) if dataset.multi_label
+                   else tfds.features.ClassLabel(names=names))
         return self.dataset_info_from_configs(
             description=f'MedMNIST v2, {base} at {pixels} pixels. {dataset.note}',
             homepage='https://medmnist.com/',
-            supervised_keys=('image', 'label'),
+            supervised_keys=('image', target),
             disable_shuffling=True,  # rows in the order of the direct path
             features=tfds.features.FeaturesDict({
                 'image': tfds.features.Image(shape=(pixels, pixels, dataset.channels)),
-                'label': tfds.features.ClassLabel(names=list(dataset.class_names))}))
+                target: feature}))
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         path = self._locate(dl_manager)
@@ -71,10 +76,11 @@ class Medmnist(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, path: Path, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         images, labels = medmnist.read_split(path, self._name, split)
+        target = medmnist.target_name(self._name)
         for row, (image, label) in enumerate(zip(images, labels, strict=True)):
             # PIL images are encoded without TensorFlow; arrays are not.
             yield row, {'image': Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image),
-                        'label': int(label)}
+                        target: label if label.ndim else int(label)}
 
 
 def _manual_directory(dl_manager: tfds.download.DownloadManager) -> Path | None:
