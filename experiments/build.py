@@ -99,7 +99,8 @@ def examples_of(source: Source, task: Task, max_examples: int | None) -> Example
     batch = read_batch(source, rows)
     missing = [name for name in task.target_names if name not in batch]
     if missing:
-        raise ValueError(f"{source.info.name}/{source.info.split} has {', '.join(sorted(set(batch) - {'image'}))}; "
+        present = ', '.join(sorted(set(batch) - {'image'}))
+        raise ValueError(f"{source.info.name}/{source.info.split} has {present}; "
                          f"the task '{task.name}' needs {', '.join(missing)}: set config.task.name")
     return Examples(batch['image'], task.targets(batch), rows, batch.get('group'))
 

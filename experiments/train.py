@@ -40,7 +40,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, *, data_dir: str
     mesh = data_mesh()
     train = build.load_split(config, config.data.train_split, data_dir)
     validation = build.load_split(config, config.data.validation_split, data_dir)
-    task, judged = (build.build_task(config, train.info.class_names, training=training) for training in (True, False))
+    task, judged = (build.build_task(config, train.info.class_names, training=each) for each in (True, False))
     module = build.build_model(config, task)
     durations = build.build_durations(config, train)
     defense = build.build_defense(config, task, durations)
@@ -57,8 +57,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, *, data_dir: str
         state, forward=forward, defense=defense, optimizer=optimizer,
         train_batches=partial(_train_batches, train, config), steps=durations.total,
         steps_per_epoch=durations.steps_per_epoch,
-        evaluate_fn=validator(config, module, build.examples_of(validation, judged, config.validation.max_examples),
-                              judged, mesh=mesh),
+        evaluate_fn=validator(config, module, judged, mesh=mesh,
+                              examples=build.examples_of(validation, judged, config.validation.max_examples)),
         select_metric=config.validation.select_metric, eval_every=durations.steps(config.train.eval_every_epochs),
         checkpoint_every=durations.steps(config.train.checkpoint_every_epochs), workdir=workdir,
         config_dict=build.training_config(config), seed=config.seed, mesh=mesh, log_every=config.train.log_every,
@@ -71,7 +71,7 @@ def _train_batches(source: Any, config: ConfigDict, start_step: int) -> Any:
                                 process_index=jax.process_index(), process_count=jax.process_count())
 
 
-def validator(config: ConfigDict, module: Any, examples: Any, task: Task, *, mesh: Any) -> Any:
+def validator(config: ConfigDict, module: Any, task: Task, *, examples: Examples, mesh: Any) -> Any:
     """What decides which checkpoint is best: quality on validation data, clean and under PGD from a random start.
 
     Returns:

@@ -69,8 +69,9 @@ class Source(Protocol):
     """Random access to examples.
 
     `source[i]` is a dict: 'image' float32 `[*spatial, C]` in [0, 1], the targets ('label' int32, or
-    what `TARGETS` names), and 'group' where `info.has_groups`. A source may also offer `batch(rows [n]) -> dict` of stacked arrays;
-    `read_batch` uses it where it exists, and `column(name)`, one target of all examples.
+    what `TARGETS` names), and 'group' where `info.has_groups`. A source may also offer
+    `batch(rows [n]) -> dict` of stacked arrays; `read_batch` uses it where it exists, and `column(name)`,
+    one target of all examples, which `all_of` uses.
     """
 
     info: SourceInfo
@@ -203,7 +204,7 @@ def read_batch(source: Source, rows: Any) -> Record:
 
 
 def all_of(source: Source, name: str) -> np.ndarray | None:
-    """One target of all examples, `[N, ...]`, without converting images where the source can; None if it has none."""
+    """One target of all examples, `[N, ...]`, or None where there is none; images stay as they are if possible."""
     if hasattr(source, 'column'):
         return source.column(name)  # type: ignore[attr-defined]
     if name not in source[0]:
@@ -334,7 +335,8 @@ def _check_values(name: str, values: np.ndarray, num_classes: int, what: str) ->
     elif name in ('findings', 'box_mask'):
         bad, rule = (flat != 0) & (flat != 1), '0 or 1'
     else:
-        bad, rule = (flat != np.round(flat)) | (flat < 0) | (flat >= num_classes), f'classes 0 to {num_classes - 1}'
+        bad = (flat != np.round(flat)) | (flat < 0) | (flat >= num_classes)
+        rule = f'classes 0 to {num_classes - 1}'
     rows = np.flatnonzero(bad.any(axis=1))
     if rows.size:
         value = flat[rows[0]][bad[rows[0]]][0]

@@ -172,7 +172,8 @@ def test_targets_other_than_labels():
     assert (record['segmentation'].dtype, record['points'].dtype) == (np.int32, np.float32)
     np.testing.assert_array_equal(record['segmentation'], 2)
     images, targets, groups = gather(Subset(made, [0, 5]))
-    assert (images.shape, targets['segmentation'].shape, targets['points'].shape) == ((2, 4, 3, 1), (2, 4, 3), (2, 2, 2))
+    assert images.shape == (2, 4, 3, 1)
+    assert (targets['segmentation'].shape, targets['points'].shape) == ((2, 4, 3), (2, 2, 2))
     assert groups.tolist() == [0, 2]
     np.testing.assert_array_equal(all_of(Subset(made, [5]), 'points'), made[5]['points'][None])
     for ours, theirs in zip(targets.items(), gather(Plain(Subset(made, [0, 5])))[1].items(), strict=True):
@@ -184,9 +185,9 @@ def test_targets_other_than_labels():
         all_labels(made)
 
 
-@pytest.mark.parametrize('changes, message', [
+@pytest.mark.parametrize(('changes', 'message'), [
     (dict(segmentation=np.zeros((6, 4, 4), int)), r'segmentation of shape \(6, 4, 4\)'),
-    (dict(segmentation=np.eye(6, 12).reshape(6, 4, 3) * 3), 'segmentation of row 0 holds 3.0; expected classes 0 to 2'),
+    (dict(segmentation=np.eye(6, 12).reshape(6, 4, 3) * 3), 'of row 0 holds 3.0; expected classes 0 to 2'),
     (dict(points=np.where(np.arange(6) == 4, np.nan, 0.)[:, None, None] + np.zeros((6, 2, 2))),
      'points of row 4 holds nan'),
     (dict(points=np.zeros((5, 2, 2))), r'expected \[n points xy\]'),

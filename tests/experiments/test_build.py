@@ -108,7 +108,7 @@ def test_some_examples_of_a_sorted_source_are_some_of_every_class():
     more = build.examples_of(sorted_source, classification(3), 30)
     assert set(few.index) < set(more.index), 'more examples extend fewer'
     for everything in (None, 68, 999):
-        np.testing.assert_array_equal(build.examples_of(sorted_source, classification(3), everything).index, np.arange(68))
+        np.testing.assert_array_equal(build.examples_of(sorted_source, TASK, everything).index, np.arange(68))
     mixed = build.examples_of(source(np.arange(40) % 4, 4), classification(4), 12)
     np.testing.assert_array_equal(mixed.index, np.arange(12))
 
