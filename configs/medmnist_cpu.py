@@ -18,6 +18,5 @@ def for_cpu(config: ConfigDict) -> ConfigDict:
     config.train.batch_size = 128
     config.optimizer.learning_rate = 0.1
     config.validation.select_metric = 'balanced_accuracy' if natural else 'robust_balanced_accuracy'
-    config.eval.block_width = 32
     config.eval.chunk = 128
     return config

@@ -140,4 +140,4 @@ if __name__ == '__main__':
     from experiments.report import text_tables
 
     main.launch(lambda config, workdir: print(text_tables(
-        evaluate(config, workdir, data_dir=flags.FLAGS.data_dir))))
+        evaluate(config, workdir, data_dir=flags.FLAGS.data_dir))), device_per_core=True)

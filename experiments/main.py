@@ -37,15 +37,15 @@ def define_debug_flag() -> None:
     flags.DEFINE_bool('debug', False, 'Show the traceback of every error.')
 
 
-def launch(run: Callable[[ConfigDict, str], object]) -> None:
-    """Parses the flags, prepares JAX and calls `run(config, workdir)`."""
+def launch(run: Callable[[ConfigDict, str], object], *, device_per_core: bool = False) -> None:
+    """Parses the flags, prepares JAX (see `runtime.start`) and calls `run(config, workdir)`."""
     define_run_flags()
 
     def work() -> None:
         logging.set_verbosity(logging.INFO)
         hosts.initialize(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id,
                          automatic=FLAGS.multihost)
-        runtime.start(FLAGS.cache_dir)
+        runtime.start(FLAGS.cache_dir, device_per_core=device_per_core and FLAGS.num_processes is None)
         run(FLAGS.config, FLAGS.workdir)
 
     def main(argv: list[str]) -> None:

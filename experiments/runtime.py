@@ -10,15 +10,22 @@ from absl import logging
 
 from medrobust_jax.core import numerics
 
+MOST_CPU_DEVICES = 8
 
-def start(cache_dir: str | None = None) -> None:
+
+def start(cache_dir: str | None = None, *, device_per_core: bool = False) -> None:
     """Prepares JAX; must come before anything touches a device.
 
     Args:
       cache_dir: where compiled programs are kept between runs; None takes MEDROBUST_CACHE, else
         ~/.cache/medrobust_jax; an empty string keeps none.
+      device_per_core: make a CPU as many devices as it has cores (at most 8), unless the environment says how
+        many. An evaluation's slots then keep all cores busy, which the small blocks of one device do not.
     """
     numerics.configure_xla()
+    told = 'JAX_NUM_CPU_DEVICES' in os.environ or 'device_count' in os.environ.get('XLA_FLAGS', '')
+    if device_per_core and not told:
+        jax.config.update('jax_num_cpu_devices', min(num_cores(), MOST_CPU_DEVICES))
     logging.get_absl_logger().addFilter(_is_ours_or_a_warning)
     sys.unraisablehook = _quiet_about_closed_loops
     getLogger('jax').setLevel(WARNING)  # it lists the accelerators that are absent
@@ -29,6 +36,11 @@ def start(cache_dir: str | None = None) -> None:
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
     numerics.canary()
     logging.info('JAX %s on %s', jax.__version__, jax.devices())
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def _is_ours_or_a_warning(record: Any) -> bool:

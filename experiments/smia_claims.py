@@ -200,4 +200,5 @@ if __name__ == '__main__':
     flags.DEFINE_string('out', 'smia_claims.jsonl', 'The file of rows; those of other models are kept.')
     flags.DEFINE_list('eps', ['1', '4', '8'], 'Radii in 1/255.')
     main.launch(lambda config, workdir: write_rows(flags.FLAGS.out, judge_claims(
-        config, workdir, eps_grid=[float(each) / 255 for each in flags.FLAGS.eps], data_dir=flags.FLAGS.data_dir)))
+        config, workdir, eps_grid=[float(each) / 255 for each in flags.FLAGS.eps],
+        data_dir=flags.FLAGS.data_dir)), device_per_core=True)

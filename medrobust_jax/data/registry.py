@@ -2,7 +2,7 @@
 
 Contents: `SOURCES`, `PREFIXES`, `load`.
 
-Names are 'oct_phantom', 'busi', the MedMNIST sets ('retinamnist', 'retinamnist_64', ...), or a
+Names are 'oct_phantom', 'organ_phantom', 'busi', the MedMNIST sets ('retinamnist', 'retinamnist_64', ...), or a
 prefix and a place: 'folder:PATH', 'npz:PATH', 'dicom:PATH', 'nifti:PATH', 'tfds:NAME'.
 
 Example:
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from medrobust_jax.core.checks import did_you_mean
-from medrobust_jax.data import busi, image_folder, medical_files, medmnist, npz_file, phantoms
+from medrobust_jax.data import busi, image_folder, medical_files, medmnist, npz_file, phantoms, phantoms_organs
 from medrobust_jax.data.builders.reading import open_tfds
 from medrobust_jax.data.resize import Size
 from medrobust_jax.data.source import Source
@@ -28,6 +28,7 @@ Opener = Callable[..., Source]
 # Name -> (split, *, options) -> Source.
 SOURCES: dict[str, Opener] = {
     'oct_phantom': phantoms.oct_phantoms,
+    'organ_phantom': phantoms_organs.organ_phantoms,
     'busi': busi.open_busi,
     **{name: functools.partial(medmnist.open_medmnist, name) for name in medmnist.DATASETS},
 }
