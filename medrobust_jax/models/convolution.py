@@ -18,8 +18,10 @@ Example:
     features = max_pool(conv(images), window=3, stride=2, padding=1)
     pooled = global_average_pool(features)  # [B, 64]
 """
+import itertools
 from collections.abc import Sequence
 from functools import partial, reduce
+from math import prod
 from typing import Any
 
 import flax.linen as nn
@@ -31,9 +33,13 @@ from medrobust_jax.models.windows import Pair, Phase, Window, by_phase, extent, 
 
 Array = jax.Array
 
-_LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+# Per number of array axes: images [B, *spatial, C], kernels [*taps, C, C_out].
+LAYOUTS = {4: ('NHWC', 'HWIO', 'NHWC'), 5: ('NDHWC', 'DHWIO', 'NDHWC')}
 _NARROW = 4  # input channels up to which one matrix product beats a convolution (measured)
-_NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+_NUMBERS = {
+    4: lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2)),
+    5: lax.ConvDimensionNumbers((0, 4, 1, 2, 3), (4, 3, 0, 1, 2), (0, 4, 1, 2, 3)),
+}
 
 
 def loop_safe() -> bool:
@@ -55,39 +61,39 @@ def conv_general_dilated(
 ) -> Array:
     """`lax.conv_general_dilated` with loop-safe gradients on CPU; for `nn.Conv`'s argument.
 
-    Covers 2-D convolutions in NHWC/HWIO layout with any kernel size, stride, padding and kernel
-    dilation, ungrouped or depthwise. Everything else (1-D and 3-D, dilated inputs, other groups,
-    a requested precision) is the stock operation: right everywhere, slow in loops on CPU.
+    Covers 2-D and 3-D convolutions, channels last, with any kernel size, stride, padding and kernel
+    dilation, ungrouped or depthwise. Everything else (1-D, dilated inputs, other groups, a requested
+    precision) is the stock operation: right everywhere, slow in loops on CPU.
 
     Args:
-      lhs: images `[B, H, W, C]`.
-      rhs: kernels `[h, w, C / groups, C_out]`.
-      window_strides: two strides.
-      padding: 'SAME', 'VALID' or two (low, high) pairs.
+      lhs: images `[B, *spatial, C]`.
+      rhs: kernels `[*taps, C / groups, C_out]`.
+      window_strides: a stride per spatial axis.
+      padding: 'SAME', 'VALID' or a (low, high) pair per spatial axis.
       lhs_dilation: as in `lax.conv_general_dilated`.
-      rhs_dilation: two kernel dilations.
+      rhs_dilation: a kernel dilation per spatial axis.
       dimension_numbers: as in `lax.conv_general_dilated`.
       feature_group_count: 1, or C for a depthwise convolution.
       precision: as in `lax.conv_general_dilated`.
       **options: as in `lax.conv_general_dilated`.
 
     Returns:
-      `[B, H_out, W_out, C_out]`.
+      `[B, *spatial_out, C_out]`.
     """
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    covered = lhs.ndim == 4 and set(lhs_dilation or (1,)) == {1} and precision is None and not options
+    covered = lhs.ndim in _NUMBERS and set(lhs_dilation or (1,)) == {1} and precision is None and not options
     if covered and feature_group_count > 1:
         covered = feature_group_count == lhs.shape[-1] == rhs.shape[-1]
-    if not (covered and numbers == _NHWC and loop_safe()):
+    if not (covered and numbers == _NUMBERS[lhs.ndim] and loop_safe()):
         return lax.conv_general_dilated(
             lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
             feature_group_count, precision=precision, **options,
         )
-    dilation = tuple(rhs_dilation or (1, 1))
+    dilation = tuple(rhs_dilation or (1,) * (lhs.ndim - 2))
     strides = tuple(window_strides)
     if isinstance(padding, str):
-        extents = [extent(size, d) for size, d in zip(rhs.shape[:2], dilation, strict=True)]
-        padding = lax.padtype_to_pads(lhs.shape[1:3], extents, strides, padding)
+        extents = [extent(size, d) for size, d in zip(rhs.shape[:-2], dilation, strict=True)]
+        padding = lax.padtype_to_pads(lhs.shape[1:-1], extents, strides, padding)
     pairs = tuple((low, high) for low, high in padding)
     convolve = _depthwise if feature_group_count > 1 else _convolve
     return convolve(lhs, rhs, Window(strides, pairs, dilation))
@@ -95,15 +101,15 @@ def conv_general_dilated(
 
 def _conv(images: Array, kernels: Array, window: Window) -> Array:
     """The stock convolution, or a matrix product where the stock one is slow."""
-    reach = (extent(size, step) for size, step in zip(kernels.shape[:2], window.dilation, strict=True))
-    if any(size < span for size, span in zip(images.shape[1:3], reach, strict=True)):
+    reach = (extent(size, step) for size, step in zip(kernels.shape[:-2], window.dilation, strict=True))
+    if any(size < span for size, span in zip(images.shape[1:-1], reach, strict=True)):
         # XLA:CPU runs kernels larger than the image through a naive loop nest, 20 times slower: a
         # 3x3 convolution at 2x2 pixels, say, where 28-pixel images end after four halvings.
-        patches = [part for _, _, part in taps(images, kernels.shape[:2], window, 0)]
-        return jnp.concatenate(patches, axis=-1) @ kernels.reshape(-1, kernels.shape[3])
+        patches = [part for _, part in taps(images, kernels.shape[:-2], window, 0)]
+        return jnp.concatenate(patches, axis=-1) @ kernels.reshape(-1, kernels.shape[-1])
     return lax.conv_general_dilated(
         images, kernels, window.strides, window.padding,
-        rhs_dilation=window.dilation, dimension_numbers=_LAYOUT,
+        rhs_dilation=window.dilation, dimension_numbers=LAYOUTS[images.ndim],
     )
 
 
@@ -121,7 +127,7 @@ def _convolve_backward(
     window: Window, residuals: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
     images, kernels = residuals
-    narrow = images.shape[3] <= _NARROW
+    narrow = images.shape[-1] <= _NARROW
     image_gradient = _narrow_image_gradient if narrow else _image_gradient
     return (
         image_gradient(images, kernels, gradient, window),
@@ -137,24 +143,26 @@ def _image_gradient(images: Array, kernels: Array, gradient: Array, window: Wind
 
     Phases avoid the zero-spaced gradient that the textbook transpose multiplies with.
     """
-    transposed = kernels.swapaxes(2, 3)
+    transposed = kernels.swapaxes(-2, -1)
     lengths = grid(images, window)
 
-    def one(row: Phase, column: Phase) -> Array:
-        if not row.count or not column.count:  # e.g. the odd pixels of a 1x1 kernel with stride 2
-            return jnp.zeros((images.shape[0], *lengths, images.shape[3]), gradient.dtype)
-        chosen = transposed[row.first :: row.step, column.first :: column.step][::-1, ::-1]
+    def one(phases: tuple[Phase, ...]) -> Array:
+        if not all(phase.count for phase in phases):  # e.g. the odd pixels of a 1x1 kernel with stride 2
+            return jnp.zeros((images.shape[0], *lengths, images.shape[-1]), gradient.dtype)
+        chosen = transposed[tuple(slice(phase.first, None, phase.step) for phase in phases)]
+        chosen = chosen[(slice(None, None, -1),) * len(phases)]
         # XLA thinks a reversal too cheap to move out of a loop, but it copies the weights at every
         # attack step. The barrier is moved out, and with it what it waits for: a ResNet-18's attack
         # gets 1.4 times faster in blocks of 8 images, a little in large batches.
         chosen = lax.optimization_barrier(chosen)
         pads = tuple(
             ((phase.count - 1) * phase.back - phase.shift, length + phase.shift - size)
-            for phase, length, size in zip((row, column), lengths, gradient.shape[1:3], strict=True)
+            for phase, length, size in zip(phases, lengths, gradient.shape[1:-1], strict=True)
         )
-        return _conv(gradient, chosen, Window((1, 1), pads, (row.back, column.back)))
+        window_back = Window((1,) * len(phases), pads, tuple(phase.back for phase in phases))
+        return _conv(gradient, chosen, window_back)
 
-    return by_phase(images, kernels.shape[:2], window, one)
+    return by_phase(images, kernels.shape[:-2], window, one)
 
 
 def _narrow_image_gradient(images: Array, kernels: Array, gradient: Array, window: Window) -> Array:
@@ -162,30 +170,30 @@ def _narrow_image_gradient(images: Array, kernels: Array, gradient: Array, windo
 
     A convolution onto 1 or 3 channels leaves most of the vector lanes idle.
     """
-    height, width, channels, features = kernels.shape
-    matrix = kernels.transpose(3, 0, 1, 2).reshape(features, -1)
-    shape = (*gradient.shape[:3], height, width, channels)
+    *size, channels, features = kernels.shape
+    matrix = jnp.moveaxis(kernels, -1, 0).reshape(features, -1)
+    shape = (*gradient.shape[:-1], *size, channels)
     products = (gradient.reshape(-1, features) @ matrix).reshape(shape)
-    return spread(images, (height, width), window, lambda i, j, part: part[:, :, :, i, j], products)
+    return spread(images, tuple(size), window, lambda tap, part: part[(..., *tap, slice(None))], products)
 
 
 def _kernel_gradient(images: Array, kernels: Array, gradient: Array, window: Window) -> Array:
     """The images' convolution with the gradient, batch and channels exchanged."""
     padding = []
-    for axis in (0, 1):
-        low = window.padding[axis][0]
+    for axis, (low, _) in enumerate(window.padding):
         reach = (kernels.shape[axis] - 1) * window.dilation[axis]
         reach += extent(gradient.shape[axis + 1], window.strides[axis])
         padding.append((low, reach - low - images.shape[axis + 1]))
     exchanged = Window(window.dilation, tuple(padding), window.strides)
-    out = _conv(images.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3), exchanged)
-    return out.transpose(1, 2, 0, 3)
+    # Images become [C, *spatial, B], the gradient kernels [*taps, B, C_out].
+    out = _conv(jnp.swapaxes(images, 0, -1), jnp.moveaxis(gradient, 0, -2), exchanged)
+    return jnp.moveaxis(out, 0, -2)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _depthwise(images: Array, kernels: Array, window: Window) -> Array:
     """A depthwise convolution as a sum over taps: 30 times faster on CPU than the stock one."""
-    terms = [part * kernels[i, j, 0] for i, j, part in taps(images, kernels.shape[:2], window, 0)]
+    terms = [part * kernels[tap][0] for tap, part in taps(images, kernels.shape[:-2], window, 0)]
     return sum(terms[1:], terms[0])
 
 
@@ -197,49 +205,49 @@ def _depthwise_backward(
     window: Window, residuals: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
     images, kernels = residuals
-    size = kernels.shape[:2]
-    image_gradient = spread(images, size, window, lambda i, j, part: part * kernels[i, j, 0], gradient)
+    size = kernels.shape[:-2]
+    image_gradient = spread(images, size, window, lambda tap, part: part * kernels[tap][0], gradient)
 
     def add(sums: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
         image, cotangent = pair
-        parts = [part[0] * cotangent for _, _, part in taps(image[None], size, window, 0)]
+        parts = [part[0] * cotangent for _, part in taps(image[None], size, window, 0)]
         return sums + jnp.stack(parts), None
 
     # Image by image, because a reduction over all but the last axis is slow on CPU.
-    start = jnp.zeros((size[0] * size[1], *gradient.shape[1:]), gradient.dtype)
+    start = jnp.zeros((prod(size), *gradient.shape[1:]), gradient.dtype)
     sums, _ = lax.scan(add, start, (images, gradient))
-    return image_gradient, sums.sum((1, 2)).reshape(kernels.shape)
+    return image_gradient, sums.sum(range(1, sums.ndim - 1)).reshape(kernels.shape)
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def max_pool(images: Array, *, window: int, stride: int, padding: int = 0) -> Array:
-    """The maximum over sliding square windows, with a gradient that is fast on CPU.
+    """The maximum over sliding square (cubic) windows, with a gradient that is fast on CPU.
 
     Ties: the first maximum of a window in row-major order receives all of its gradient, as in
     PyTorch and in `nn.max_pool`. Padding never wins. NaN anywhere in a window gives NaN and its
     gradient reaches no pixel.
 
     Args:
-      images: `[B, H, W, C]`.
+      images: `[B, *spatial, C]`.
       window: side of the window.
       stride: step of the window.
       padding: pixels of -inf on every side, at most half of the window.
 
     Returns:
-      `[B, H_out, W_out, C]` with `H_out = (H + 2 padding - window) // stride + 1`.
+      `[B, *spatial_out, C]` with `H_out = (H + 2 padding - window) // stride + 1`.
     """
+    axes = images.ndim - 2
+    pads: Any = ((padding, padding),) * axes  # flax declares str
     if not loop_safe():
-        pads: Any = ((padding, padding),) * 2  # flax declares str
-        return nn.max_pool(images, (window, window), (stride, stride), pads)
-    return _max_pool(images, window, Window((stride, stride), ((padding, padding),) * 2, (1, 1)))
+        return nn.max_pool(images, (window,) * axes, (stride,) * axes, pads)
+    return _max_pool(images, window, Window((stride,) * axes, pads, (1,) * axes))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _max_pool(images: Array, size: int, window: Window) -> Array:
-    parts = [part for _, _, part in taps(images, (size, size), window, -jnp.inf)]
-    return reduce(jnp.maximum, parts)
+    return reduce(jnp.maximum, [part for _, part in taps(images, (size,) * len(window.strides), window, -jnp.inf)])
 
 
 def _max_pool_forward(images: Array, size: int, window: Window) -> tuple[Array, tuple[Array, Array]]:
@@ -251,14 +259,16 @@ def _max_pool_backward(
     size: int, window: Window, residuals: tuple[Array, Array], gradient: Array
 ) -> tuple[Array]:
     images, pooled = residuals
+    sizes = (size,) * len(window.strides)
+    places = {tap: number for number, tap in enumerate(itertools.product(range(size), repeat=len(sizes)), start=1)}
     winner = jnp.zeros(pooled.shape, jnp.int32)  # taps count from 1; 0 is nobody, also in the padding
-    for i, j, part in reversed(list(taps(images, (size, size), window, -jnp.inf))):
-        winner = jnp.where(part == pooled, size * i + j + 1, winner)  # the first tap is written last
+    for tap, part in reversed(list(taps(images, sizes, window, -jnp.inf))):
+        winner = jnp.where(part == pooled, places[tap], winner)  # the first tap is written last
 
-    def term(i: int, j: int, winner_part: Array, gradient_part: Array) -> Array:
-        return jnp.where(winner_part == size * i + j + 1, gradient_part, 0)
+    def term(tap: tuple[int, ...], winner_part: Array, gradient_part: Array) -> Array:
+        return jnp.where(winner_part == places[tap], gradient_part, 0)
 
-    return (spread(images, (size, size), window, term, winner, gradient),)
+    return (spread(images, sizes, window, term, winner, gradient),)
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
@@ -268,18 +278,19 @@ def average_pool(images: Array, *, window: int) -> Array:
     """The mean over windows that do not overlap; rows and columns left over are dropped.
 
     Args:
-      images: `[B, H, W, C]`.
+      images: `[B, *spatial, C]`.
       window: side and step of the window.
 
     Returns:
-      `[B, H // window, W // window, C]`.
+      `[B, *spatial // window, C]`.
     """
-    batch, height, width, channels = images.shape
-    rows, columns = height // window, width // window
-    kept = images[:, : rows * window, : columns * window]
-    return kept.reshape(batch, rows, window, columns, window, channels).mean((2, 4))
+    batch, *sizes, channels = images.shape
+    counts = [size // window for size in sizes]
+    kept = images[(slice(None), *(slice(count * window) for count in counts))]
+    split = kept.reshape(batch, *(n for count in counts for n in (count, window)), channels)
+    return split.mean(tuple(range(2, 2 + 2 * len(sizes), 2)))
 
 
 def global_average_pool(images: Array) -> Array:
-    """The mean over all pixels, `[B, H, W, C]` to `[B, C]`."""
-    return images.mean((1, 2))
+    """The mean over all pixels, `[B, *spatial, C]` to `[B, C]`."""
+    return images.mean(tuple(range(1, images.ndim - 1)))

@@ -3,16 +3,18 @@
 A window with strides reads, through each of its taps, a regular subset of the inputs. Its
 transpose (what a gradient needs) splits the inputs by their residue modulo the strides, the
 *phases*: every phase is reached by a fixed subset of the taps, at unit stride, so that no zeros
-are inserted and multiplied. `convolution` builds its gradients from these pieces.
+are inserted and multiplied. `convolution` builds its gradients from these pieces. Images may have any
+number of spatial axes; a tap's place is a tuple, one number per axis.
 
 Contents: `Window`, `Phase`, `extent`, `grid`, `taps`, `spread`, `by_phase`.
 
 Example, 3x3 sums and their transpose:
 
     window = Window(strides=(2, 2), padding=((1, 1), (1, 1)), dilation=(1, 1))
-    sums = sum(part for _, _, part in taps(images, (3, 3), window, 0))
-    back = spread(images, (3, 3), window, lambda i, j, part: part, sums)
+    sums = sum(part for _, part in taps(images, (3, 3), window, 0))
+    back = spread(images, (3, 3), window, lambda tap, part: part, sums)
 """
+import itertools
 from collections.abc import Callable, Iterator
 from math import gcd
 from typing import NamedTuple
@@ -77,50 +79,55 @@ def extent(size: int, dilation: int) -> int:
 
 
 def _phases_of(size: tuple[int, ...], window: Window) -> list[list[Phase]]:
-    """The phases of the rows and of the columns."""
+    """The phases of every axis."""
     return [
-        _phases(size[axis], window.strides[axis], window.padding[axis][0], window.dilation[axis])
-        for axis in (0, 1)
+        _phases(count, stride, low, dilation)
+        for count, stride, (low, _), dilation in zip(size, *window, strict=True)
     ]
 
 
-def grid(images: Array, window: Window) -> Pair:
+def grid(images: Array, window: Window) -> tuple[int, ...]:
     """The number of inputs per phase along each axis, rounded up."""
-    return -(-images.shape[1] // window.strides[0]), -(-images.shape[2] // window.strides[1])
+    return tuple(-(-n // stride) for n, stride in zip(images.shape[1:-1], window.strides, strict=True))
 
 
 def by_phase(
-    images: Array, size: tuple[int, ...], window: Window, one: Callable[[Phase, Phase], Array]
+    images: Array, size: tuple[int, ...], window: Window, one: Callable[[tuple[Phase, ...]], Array]
 ) -> Array:
-    """Interleaves `one(row phase, column phase)` `[B, h, w, C]` into an array like `images`."""
-    rows, columns = _phases_of(size, window)
-    parts = [[one(row, column) for column in columns] for row in rows]
-    if window.strides == (1, 1):
-        return parts[0][0]
-    stacked = jnp.stack([jnp.stack(row, 3) for row in parts], 2)
+    """Interleaves `one(a phase per axis)` `[B, *spatial / strides, C]` into an array like `images`."""
+    phases = _phases_of(size, window)
+    if set(window.strides) == {1}:
+        return one(tuple(of_axis[0] for of_axis in phases))
+
+    def stacked(chosen: tuple[Phase, ...]) -> Array:
+        """The phases of the axes that are still open, each stacked behind its axis."""
+        axis = len(chosen)
+        if axis == len(phases):
+            return one(chosen)
+        return jnp.stack([stacked((*chosen, phase)) for phase in phases[axis]], 2 + axis)
+
     lengths = (n * stride for n, stride in zip(grid(images, window), window.strides, strict=True))
-    full = stacked.reshape(images.shape[0], *lengths, -1)
-    return full[:, : images.shape[1], : images.shape[2]]
+    full = stacked(()).reshape(images.shape[0], *lengths, -1)
+    return full[(slice(None), *(slice(n) for n in images.shape[1:-1]))]
 
 
 def taps(
     images: Array, size: tuple[int, ...], window: Window, fill: float
-) -> Iterator[tuple[int, int, Array]]:
-    """Yields (i, j, what tap (i, j) of every window reads `[B, H_out, W_out, C]`)."""
+) -> Iterator[tuple[tuple[int, ...], Array]]:
+    """Yields (tap, what it reads of every window `[B, *spatial_out, C]`), in row-major order."""
     # `lax.pad`, because a gradient's window may have negative padding: it cuts.
     pads = ((0, 0, 0), *((low, high, 0) for low, high in window.padding), (0, 0, 0))
     padded = lax.pad(images, jnp.asarray(fill, images.dtype), pads)
     spans = []
-    for axis in (0, 1):
-        reach = extent(size[axis], window.dilation[axis])
+    for axis, count in enumerate(size):
+        reach = extent(count, window.dilation[axis])
         outputs = (padded.shape[axis + 1] - reach) // window.strides[axis] + 1
         spans.append(extent(outputs, window.strides[axis]))
-    for i in range(size[0]):
-        for j in range(size[1]):
-            top, left = i * window.dilation[0], j * window.dilation[1]
-            rows = slice(top, top + spans[0], window.strides[0])
-            columns = slice(left, left + spans[1], window.strides[1])
-            yield i, j, padded[:, rows, columns]
+    for tap in itertools.product(*map(range, size)):
+        starts = [number * dilation for number, dilation in zip(tap, window.dilation, strict=True)]
+        cut = [slice(start, start + span, stride)
+               for start, span, stride in zip(starts, spans, window.strides, strict=True)]
+        yield tap, padded[(slice(None), *cut)]
 
 
 def spread(
@@ -132,25 +139,26 @@ def spread(
       images: the inputs, for their shape.
       size: taps per axis.
       window: strides, padding, dilation.
-      term: `(i, j, *parts) -> [B, h, w, C]`, what tap (i, j) sends back.
-      *arrays: `[B, H_out, W_out, ...]`, cut into the parts that `term` receives.
+      term: `(tap, *parts) -> [B, *spatial / strides, C]`, what a tap sends back.
+      *arrays: `[B, *spatial_out, ...]`, cut into the parts that `term` receives.
     """
     lengths = grid(images, window)
-    phases = _phases_of(size, window)
     pads = []
-    for axis in (0, 1):
-        shifts = [shift for phase in phases[axis] for shift in phase.shifts()]
+    for axis, phases in enumerate(_phases_of(size, window)):
+        shifts = [shift for phase in phases for shift in phase.shifts()]
         missing = lengths[axis] + max(shifts) - arrays[0].shape[axis + 1]
         pads.append((max(0, -min(shifts)), max(0, missing)))
-    padded = [jnp.pad(array, ((0, 0), *pads, *((0, 0),) * (array.ndim - 3))) for array in arrays]
+    rest = (((0, 0),) * (array.ndim - 1 - len(size)) for array in arrays)
+    padded = [jnp.pad(array, ((0, 0), *pads, *more)) for array, more in zip(arrays, rest, strict=True)]
 
-    def one(row: Phase, column: Phase) -> Array:
-        total = jnp.zeros((images.shape[0], *lengths, images.shape[3]), arrays[-1].dtype)
-        for i, down in zip(row.taps(), row.shifts(), strict=True):
-            for j, right in zip(column.taps(), column.shifts(), strict=True):
-                top, left = down + pads[0][0], right + pads[1][0]
-                parts = [array[:, top : top + lengths[0], left : left + lengths[1]] for array in padded]
-                total = total + term(i, j, *parts)
+    def one(phases: tuple[Phase, ...]) -> Array:
+        total = jnp.zeros((images.shape[0], *lengths, images.shape[-1]), arrays[-1].dtype)
+        steps = [list(zip(phase.taps(), phase.shifts(), strict=True)) for phase in phases]
+        for chosen in itertools.product(*steps):
+            cut = [slice(shift + low, shift + low + length)
+                   for (_, shift), (low, _), length in zip(chosen, pads, lengths, strict=True)]
+            parts = [array[(slice(None), *cut)] for array in padded]
+            total = total + term(tuple(tap for tap, _ in chosen), *parts)
         return total
 
     return by_phase(images, size, window, one)

@@ -96,6 +96,67 @@ def test_named_and_uneven_padding(padding):
     assert_close(ours, stock, 2e-6)
 
 
+# kernel, stride, dilation, padding, sizes, input channels, depthwise
+VOLUMES = [
+    (1, 1, 1, 0, (3, 4, 5), 5, False),
+    (3, 1, 1, 1, (5, 4, 6), 5, False),
+    (3, 1, 1, 1, (5, 4, 6), 1, False),
+    (3, 2, 1, 1, (5, 6, 7), 5, False),
+    (3, 2, 1, 1, (6, 7, 4), 2, False),
+    (3, 2, 3, 3, (7, 8, 5), 5, False),
+    (3, 1, 1, 1, (2, 1, 4), 5, False),
+    (3, 2, 1, 1, (5, 4, 6), 4, True),
+]
+
+
+def volumes(case, dtype=np.float32):
+    kernel, stride, dilation, padding, sizes, channels, depthwise = case
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(2, *sizes, channels)).astype(dtype)
+    kernels = rng.normal(size=((kernel,) * 3 + ((1, channels) if depthwise else (channels, 6)))).astype(dtype)
+
+    def applied(function):
+        return lambda x, k: function(
+            x, k, (stride,) * 3, ((padding,) * 2,) * 3, rhs_dilation=(dilation,) * 3,
+            dimension_numbers=('NDHWC', 'DHWIO', 'NDHWC'), feature_group_count=channels if depthwise else 1)
+    return images, kernels, applied
+
+
+@pytest.mark.parametrize('case', VOLUMES, ids=str)
+def test_volumes_equal_stock(case):
+    images, kernels, applied = volumes(case)
+    ours = value_and_gradients(applied(conv_general_dilated), images, kernels)
+    assert_close(ours, value_and_gradients(applied(lax.conv_general_dilated), images, kernels), 3e-6)
+    assert 'custom_vjp' in str(jax.make_jaxpr(applied(conv_general_dilated))(images, kernels))
+
+
+@pytest.mark.parametrize('case', [VOLUMES[3], VOLUMES[4]], ids=str)
+def test_volumes_in_a_loop_equal_top_level(case):
+    images, kernels, applied = volumes(case)
+
+    def step(function, carry):
+        gradients = jax.grad(lambda x, k: jnp.tanh(applied(function)(x, k)).sum(), (0, 1))(*carry)
+        return tuple(a - .01 * g for a, g in zip(carry, gradients, strict=True))
+
+    looped = jax.jit(lambda *carry: lax.fori_loop(0, 3, lambda _, c: step(conv_general_dilated, c), carry))
+    stepped = (images, kernels)
+    stock = jax.jit(lambda *carry: step(lax.conv_general_dilated, carry))
+    for _ in range(3):
+        stepped = stock(*stepped)
+    for one, other in zip(looped(images, kernels), stepped, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+def test_volumes_are_pooled_as_by_stock():
+    tied = np.random.default_rng(0).integers(-2, 3, size=(2, 5, 4, 6, 3)).astype(np.float32)
+    ours = value_and_gradients(lambda x: max_pool(x, window=3, stride=2, padding=1), tied)
+    stock = value_and_gradients(lambda x: nn.max_pool(x, (3,) * 3, (2,) * 3, ((1, 1),) * 3), tied)
+    np.testing.assert_array_equal(ours[0], stock[0])
+    np.testing.assert_allclose(ours[1], stock[1], atol=1e-6)
+    np.testing.assert_allclose(average_pool(tied, window=2), nn.avg_pool(tied, (2,) * 3, (2,) * 3), rtol=1e-6)
+    np.testing.assert_allclose(global_average_pool(tied), tied.mean((1, 2, 3)), rtol=1e-5, atol=1e-6)
+
+
 def test_loop_equals_top_level():
     case = (3, 2, 1, 1, 8, 8, 5, False)
     images, kernels = arrays(case, np.float32)

@@ -1,10 +1,11 @@
 """The shared layers, against hand-computed values."""
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medrobust_jax.models.layers import Conv, Norm, Normalize, divided
+from medrobust_jax.models.layers import Conv, DoubleSize, Norm, Normalize, divided
 
 
 def test_normalize_per_channel():
@@ -48,6 +49,35 @@ def test_group_norm_standardizes_groups_per_example(channels):
     parts = np.asarray(out).reshape(2, 25, groups, -1)
     np.testing.assert_allclose(parts.mean((1, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(parts.std((1, 3)), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize('shape', [(5, 6), (3, 4, 5)], ids=str)
+def test_instance_norm_is_flaxs(shape):
+    inputs = np.random.default_rng(0).normal(1, 3, (2, *shape, 3)).astype(np.float32)
+    inputs[1] *= 1e3
+    params = {'scale': jnp.array([1., 2., -1.]), 'bias': jnp.array([0., 1., 2.])}
+
+    def both(apply):
+        value, pull = jax.vjp(apply, inputs)
+        return value, *pull(jnp.sin(value))
+
+    ours = both(lambda x: Norm('instance').apply({'params': {'norm': params}}, x, batch_norm='train'))
+    stock = both(lambda x: nn.InstanceNorm(epsilon=1e-5).apply({'params': params}, x))
+    np.testing.assert_allclose(ours[0], stock[0], atol=2e-5)
+    np.testing.assert_allclose(ours[1], stock[1], atol=2e-5)
+    half = Norm('instance', jnp.bfloat16).apply({'params': {'norm': params}}, inputs, batch_norm='eval')
+    assert half.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize('shape', [(3, 4), (2, 3, 2)], ids=str)
+def test_double_size_is_a_transposed_convolution(shape):
+    inputs = np.random.default_rng(0).normal(size=(2, *shape, 3)).astype(np.float32)
+    module = DoubleSize(5)
+    variables = module.init(jax.random.key(0), inputs)
+    stock = nn.ConvTranspose(5, (2,) * len(shape), (2,) * len(shape), use_bias=False, transpose_kernel=True)
+    kernel = jnp.swapaxes(variables['params']['kernel'], -1, -2)
+    expected = stock.apply({'params': {'kernel': kernel}}, inputs)
+    np.testing.assert_allclose(module.apply(variables, inputs), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(('width', 'expected'), [(32, 32), (33, 32), (12, 16), (10, 16), (3, 8), (89.6, 88)])
