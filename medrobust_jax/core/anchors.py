@@ -122,7 +122,7 @@ def assign(points: Points, boxes: Array, mask: Array) -> Assignment:
     near = jnp.all(in_cells <= RADIUS, axis=-1) & jnp.all(distances > 0, axis=-1)
     looks = near | jnp.all(in_cells <= .5, axis=-1)
     looks &= exists[None] & (points.levels[:, None] == _levels(points, sides)[None])
-    far = jnp.where(looks, jnp.max(jnp.abs(offset) / sides[None], axis=-1), jnp.inf)
+    far = jnp.where(looks, jnp.square(offset / sides[None]).sum(axis=-1), jnp.inf)
     chosen, positive = jnp.argmin(far, axis=1), jnp.any(looks, axis=1)
     own = jnp.take_along_axis(distances, chosen[:, None, None], axis=1)[:, 0]
     low, high = jnp.minimum(own[:, :2], own[:, 2:]), jnp.maximum(own[:, :2], own[:, 2:])
