@@ -1,7 +1,7 @@
 """AutoAttack on a trained model: this project's pool against the authors' PyTorch code, same weights, one run.
 
     python -m benchmarks.autoattack_speed --config=configs/retinamnist.py:pgd_at \
-        --workdir=runs/retinamnist/pgd_at/0 --config.eval.block_width=16 \
+        --workdir=runs/retinamnist/pgd_at/0 \
         --benchmark_eps=0.0157 --out=benchmarks/results/autoattack_speed.jsonl
 
 Needs the 'peers' extra and pyautoattack (`make peers`). Times are interleaved; compilation is recorded apart
@@ -29,7 +29,8 @@ from medrobust_jax.evaluate.programs import make_layout
 from medrobust_jax.evaluate.suite import attack_grid, attack_in_turn, clean_point
 from medrobust_jax.parallel.mesh import data_mesh
 
-flags.DEFINE_float('benchmark_eps', 4 / 255, 'Radius, Linf.')
+flags.DEFINE_float('benchmark_eps', 4 / 255, 'Radius.')
+flags.DEFINE_enum('benchmark_norm', 'linf', ['linf', 'l2', 'l1'], 'Norm of the ball.')
 flags.DEFINE_integer('num_examples', 128, 'Test images, a share of every class.')
 flags.DEFINE_integer('repeats', 3, 'Interleaved runs of each contender.')
 flags.DEFINE_integer('num_queries', 5000, "Square's queries; 5000 is AutoAttack.")
@@ -56,7 +57,7 @@ class _Counting(torch.nn.Module):
         self.backwards += len(gradient)
 
 
-def measure(config: ConfigDict, workdir: str, *, eps: float, num_examples: int, repeats: int,
+def measure(config: ConfigDict, workdir: str, *, eps: float, norm: str, num_examples: int, repeats: int,
             num_queries: int) -> dict[str, Any]:
     """One row: seconds, passes and robust accuracy of both."""
     config.eval.max_examples = num_examples
@@ -68,7 +69,7 @@ def measure(config: ConfigDict, workdir: str, *, eps: float, num_examples: int, 
     peer = torch_resnet.carry_over(peer, *subject.variables).to(memory_format=torch.channels_last)
     layout = make_layout(data_mesh(), width=config.eval.block_width, chunk=config.eval.chunk)
     model = (subject.forward, subject.variables, task)
-    members = autoattack(num_classes=task.num_outputs, num_queries=num_queries).members
+    members = autoattack(num_classes=task.num_outputs, norm=norm, num_queries=num_queries).members
 
     def ours() -> dict[str, Any]:
         clean = clean_point(*model, examples, layout=layout, seed=0)
@@ -90,9 +91,10 @@ def measure(config: ConfigDict, workdir: str, *, eps: float, num_examples: int, 
 
     def theirs() -> dict[str, Any]:
         counting = _Counting(peer)
-        attack = AutoAttack(counting, norm='Linf', eps=eps, version='standard', seed=0)
+        attack = AutoAttack(counting, norm=norm.capitalize(), eps=eps, version='standard', seed=0)
         attack.verbose = False
-        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = targets
+        for part in (attack.apgd_targeted, attack.fab):  # 9; APGD's 5 in L1
+            part.n_target_classes = min(part.n_target_classes, targets)
         attack.square.n_queries = num_queries
         found = attack.run_standard_evaluation(x, y, batch_size=250)
         found = found[0] if isinstance(found, tuple) else found
@@ -112,7 +114,8 @@ def measure(config: ConfigDict, workdir: str, *, eps: float, num_examples: int, 
     ratios = sorted(b / a for a, b in zip(times['ours'], times['theirs'], strict=True))
     a, b = results['ours'], results['theirs']
     return {'benchmark': 'autoattack_speed', **subject.identity, 'num_classes': task.num_outputs,
-            'num_targets': targets, 'eps': eps, 'num_examples': len(images), 'num_queries': num_queries,
+            'num_targets': targets, 'norm': norm, 'eps': eps, 'num_examples': len(images),
+            'num_queries': num_queries,
             'block_width': layout.width, 'slots': layout.chunk, 'largest_logit_difference': difference,
             'ratio': statistics.median(ratios), 'ratio_low': ratios[0], 'ratio_high': ratios[-1],
             'seconds_ours': times['ours'], 'seconds_theirs': times['theirs'], 'seconds_ours_first': first[0],
@@ -133,12 +136,12 @@ def _timed(run: Callable[[], dict[str, Any]]) -> tuple[float, dict[str, Any]]:
 
 def _work(config: ConfigDict, workdir: str) -> None:
     chosen = flags.FLAGS
-    row = measure(config, workdir, eps=chosen.benchmark_eps, num_examples=chosen.num_examples,
-                  repeats=chosen.repeats, num_queries=chosen.num_queries)
+    row = measure(config, workdir, eps=chosen.benchmark_eps, norm=chosen.benchmark_norm,
+                  num_examples=chosen.num_examples, repeats=chosen.repeats, num_queries=chosen.num_queries)
     print('\n'.join(f'{name}: {value}' for name, value in row.items()))
     if chosen.out:
         rows.append(chosen.out, [row])
 
 
 if __name__ == '__main__':
-    main.launch(_work)
+    main.launch(_work, device_per_core=True)

@@ -13,7 +13,9 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from configs.base import DEFENSES, base_config, threat
+from configs.base import base_config, threat
+from configs.defenses import DEFENSES
+from experiments.defenses import make_defense
 from medrobust_jax.attacks.registry import (
     MINIMUM_NORM,
     NEEDS_LOGITS,
@@ -27,20 +29,18 @@ from medrobust_jax.core.checks import check_eps, did_you_mean
 from medrobust_jax.core.types import Defense, Task
 from medrobust_jax.data import loader, registry, transforms
 from medrobust_jax.data.source import Source, all_of, read_batch
-from medrobust_jax.defenses import radius
-from medrobust_jax.defenses.awp import with_weight_perturbation
-from medrobust_jax.defenses.pgd_at import pgd_at
-from medrobust_jax.defenses.standard import natural
-from medrobust_jax.defenses.trades import trades
 from medrobust_jax.evaluate.ensembles import autoattack, medical_ensemble
 from medrobust_jax.evaluate.suite import Ensemble, Examples, Threat
+from medrobust_jax.models.forward import apply_model
 from medrobust_jax.models.registry import create_model
 from medrobust_jax.tasks.classification import classification
 from medrobust_jax.tasks.ordinal import ordinal
+from medrobust_jax.train.checkpoint import load_for_evaluation
 from medrobust_jax.train.optim import create_optimizer, create_schedule
 
 TASKS = ('classification', 'ordinal')
 ENSEMBLES = {'autoattack': autoattack, 'medical_ensemble': medical_ensemble}
+_GIVEN = ('num_classes', 'task', 'margin')  # of an ensemble: the task's, not the config's
 _OPEN = ('options', 'attacks')  # fields whose keys are checked where they are used
 _POSITIVE = ('train.epochs', 'train.batch_size', 'train.eval_every_epochs', 'train.checkpoint_every_epochs',
              'train.log_every', 'validation.max_examples', 'eval.max_examples', 'eval.block_width', 'eval.chunk')
@@ -48,7 +48,12 @@ _POSITIVE = ('train.epochs', 'train.batch_size', 'train.eval_every_epochs', 'tra
 
 def check_config(config: ConfigDict) -> None:
     """Raises ValueError for a field that no run has, suggesting the nearest, or a value that none can have."""
-    _check_fields(config, base_config(), '')
+    known = base_config(config.defense.name) if config.defense.name in DEFENSES else base_config()
+    _check_fields(config, known, '')
+    missing = [name for name in known.defense if name not in config.defense]
+    if missing:
+        raise ValueError(f"config.defense lacks {', '.join(missing)}: choose the defense after the colon of --config, "
+                         f"...py:{config.defense.name}, not by config.defense.name")
     for field in _POSITIVE:
         part, _, name = field.partition('.')
         value: Any = getattr(config, part)[name]
@@ -147,24 +152,21 @@ def build_durations(config: ConfigDict, source: Source) -> Durations:
 
 
 def build_defense(config: ConfigDict, task: Task, durations: Durations) -> Defense:
-    """The training objective."""
-    chosen = config.defense
-    if chosen.name not in DEFENSES:
-        did_you_mean(chosen.name, DEFENSES, 'config.defense.name')
-    if chosen.name == 'natural':
-        return natural(task)
-    if chosen.eps_low is None:
-        eps = radius.constant(chosen.eps)
-    else:
-        eps = radius.uniform_per_batch(chosen.eps_low, chosen.eps)
-    shared = {'radius': radius.warmed_up(eps, steps=durations.steps(chosen.warmup_epochs)),
-              'attack_batch_norm': chosen.attack_batch_norm}
-    attack = create_attack(chosen.attack.name, **chosen.attack.options.to_dict())
-    makers = {'pgd_at': lambda: pgd_at(task, attack, clean_weight=chosen.clean_weight, **shared),
-              'trades': lambda: trades(task, attack, beta=chosen.beta, **shared)}
-    defense = makers[chosen.name]()
-    return with_weight_perturbation(defense, gamma=chosen.awp_gamma,
-                                    start_step=durations.steps(chosen.awp_start_epoch))
+    """The training objective, see `experiments.defenses`."""
+    helper = build_helper(config, task) if config.defense.name == 'hat' else None
+    return make_defense(config, task, durations, helper=helper)
+
+
+def build_helper(config: ConfigDict, task: Task) -> Any:
+    """The naturally trained net of the workdir `config.defense.helper`: `images -> outputs`."""
+    if not config.defense.helper:
+        raise ValueError('config.defense.helper is empty: name the workdir of a natural run on the same data, '
+                         'e.g. --config.defense.helper=runs/natural')
+    params, model_state, metadata = load_for_evaluation(config.defense.helper)
+    trained = base_config(metadata['config']['defense']['name'])
+    trained.update(metadata['config'])
+    model = apply_model(build_model(trained, task))
+    return lambda images: model(params, model_state, images, batch_norm='eval')[0]
 
 
 def build_optimizer(config: ConfigDict, durations: Durations) -> optax.GradientTransformation:
@@ -227,14 +229,14 @@ def build_ensemble(name: str, kind: str, options: Mapping[str, Any], task: Task)
     """The ensemble `kind` of `ENSEMBLES`, called `name`."""
     known = inspect.signature(ENSEMBLES[kind]).parameters
     for option in options:
-        if option not in known or option in ('num_classes', 'task'):
-            did_you_mean(option, [k for k in known if k not in ('num_classes', 'task')], f"option of '{kind}'")
+        if option not in known or option in _GIVEN:
+            did_you_mean(option, [k for k in known if k not in _GIVEN], f"option of '{kind}'")
     if kind == 'autoattack':
         if task.name != 'classification':
             raise ValueError(f"AutoAttack is not defined for the task '{task.name}': use 'medical_ensemble'")
         made = autoattack(num_classes=task.num_outputs, **options)
     else:
-        made = medical_ensemble(num_classes=task.num_outputs, task=task.name, **options)
+        made = medical_ensemble(num_classes=task.num_outputs, task=task.name, margin=task.margin, **options)
     return made._replace(name=name, options={'attack': kind, **made.options, **options})
 
 

@@ -152,6 +152,8 @@ class Task(NamedTuple):
       check_targets: `(targets) -> None`, raises ValueError naming the offending row.
       quality: `(outputs, targets) -> [B]` or `[B, k]`, the numbers that the criterion compares with its k
         thresholds, higher is better; None where the criterion has none (the class is right).
+      margin: `(outputs, targets) -> [B]`, positive exactly where the criterion fails, with a gradient to climb:
+        what an ensemble attacks besides the loss; None where the task has none.
       threshold_of: `(qualities [N] or [N, k] of a clean-trained model) -> k thresholds`, see `calibrate`.
     """
 
@@ -168,6 +170,7 @@ class Task(NamedTuple):
     check_targets: Callable[[Targets], None]
     quality: Callable[[Outputs, Targets], Array] | None = None
     threshold_of: Callable[[np.ndarray], tuple[float, ...]] | None = None
+    margin: Callable[[Outputs, Targets], Array] | None = None
 
 
 # The model as training sees it:

@@ -7,13 +7,15 @@ Example:
     ensemble = autoattack(num_classes=10, norm='linf')          # APGD-CE, APGD-T, FAB-T, Square
     ensemble = medical_ensemble(num_classes=2)                  # its own name, because it is another measure
 """
+from collections.abc import Callable
+
 from medrobust_jax.attacks.apgd import apgd, apgd_targeted
 from medrobust_jax.attacks.fab import fab
 from medrobust_jax.attacks.square import square
 from medrobust_jax.attacks.transforms import identity
-from medrobust_jax.attacks.wrappers import averaged_over
+from medrobust_jax.attacks.wrappers import averaged_over, with_loss
 from medrobust_jax.core.checks import did_you_mean
-from medrobust_jax.core.types import Attack
+from medrobust_jax.core.types import Array, Attack, Outputs, Targets
 from medrobust_jax.evaluate.suite import Ensemble, Threat
 
 VERSIONS = ('standard', 'plus', 'rand', 'custom')
@@ -101,13 +103,16 @@ def autoattack(*, num_classes: int, norm: str = 'linf', version: str = 'standard
 
 
 def medical_ensemble(*, num_classes: int, task: str = 'classification', norm: str = 'linf', num_targets: int = 9,
-                     num_restarts: int = 1, num_queries: int = 5000, num_steps: int = 100) -> Ensemble:
+                     num_restarts: int = 1, num_queries: int = 5000, num_steps: int = 100,
+                     margin: Callable[[Outputs, Targets], Array] | None = None) -> Ensemble:
     """An ensemble for medical tasks: few classes, grades, any task with a loss and a criterion.
 
     For classification: APGD-CE; targeted APGD on DLR (four classes and more) or on the margin z_t - z_y (two
     and three), on min(C - 1, 9) targets; FAB-T on as many; Square on the margin. For other tasks, which have
     no logit per class: APGD on the task's loss, from the ball and from the clean image, and Square on the
-    task's loss. Not AutoAttack, and never called that: numbers do not compare with it.
+    task's loss; where the task has a margin (multi-label: that of the finding which decides), APGD and Square
+    on the margin in the place of the last two. Not AutoAttack, and never called that: numbers do not
+    compare with it.
 
     Args:
       num_classes: C >= 2; the task's number of outputs.
@@ -117,13 +122,16 @@ def medical_ensemble(*, num_classes: int, task: str = 'classification', norm: st
       num_restarts: of the untargeted APGD.
       num_queries: Square's.
       num_steps: of APGD and FAB.
+      margin: `Task.margin`; classification has its own.
     """
     first = {'num_steps': num_steps, 'norm': norm}
     if task != 'classification':
+        blind = square(num_steps=num_queries, norm=norm, loss='task')
         members = (
             _threat('apgd', apgd(loss='task', **first), norm, restarts=num_restarts),
-            _threat('apgd_clean', apgd(loss='task', start='clean', **first), norm),
-            _threat('square', square(num_steps=num_queries, norm=norm, loss='task'), norm))
+            _threat('apgd_clean', apgd(loss='task', start='clean', **first), norm) if margin is None else
+            _threat('apgd_margin', apgd(loss=margin, **first), norm),
+            _threat('square', blind if margin is None else with_loss(blind, margin), norm))
     else:
         if num_classes < 2:
             raise ValueError(f'classification needs two classes at least, not {num_classes}')

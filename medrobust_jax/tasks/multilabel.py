@@ -7,14 +7,21 @@ Example:
     task = multilabel(num_labels=14, tolerance=2)       # two wrong findings of 14 are still acceptable
     losses = task.loss(logits, findings)                # [B]
 """
+import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
 from scipy.special import expit
 
 from medrobust_jax.core.types import Array, Outputs, Targets, Task
-from medrobust_jax.losses.multilabel import binary_cross_entropy, mean_bernoulli_kl, wrong_labels
+from medrobust_jax.losses.multilabel import (
+    binary_cross_entropy,
+    mean_bernoulli_kl,
+    multilabel_margin,
+    wrong_labels,
+)
 from medrobust_jax.metrics import multilabel as metrics_of
 
 
@@ -63,7 +70,8 @@ def multilabel(num_labels: int, *, tolerance: float = 0, threshold: Sequence[flo
                 divergence=mean_bernoulli_kl, predict=lambda outputs: (outputs > 0).astype(jnp.uint8),
                 metrics=metrics, verdict_metrics=verdict_metrics,
                 check_targets=lambda targets: check_findings(targets, num_labels), quality=quality,
-                threshold_of=lambda qualities: (float(np.mean(qualities)),))
+                threshold_of=lambda qualities: (float(np.mean(qualities)),),
+                margin=partial(multilabel_margin, tolerance=math.floor(-least)))
 
 
 def check_findings(findings: Targets, num_labels: int) -> None:

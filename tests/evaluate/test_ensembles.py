@@ -1,6 +1,7 @@
 """Ensembles: their members and constants, and known answers on a linear model."""
 import itertools
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from medrobust_jax.attacks.pgd import pgd
 from medrobust_jax.attacks.square import square
 from medrobust_jax.evaluate.ensembles import autoattack, medical_ensemble
 from medrobust_jax.evaluate.sanity import check_cascade
-from medrobust_jax.evaluate.suite import Threat, attack_grid, attack_in_turn
+from medrobust_jax.evaluate.suite import Examples, Threat, attack_grid, attack_in_turn
+from medrobust_jax.tasks.multilabel import multilabel
 
 RADII = np.concatenate([[-.02], .005 + .01 * np.arange(8)])
 EPS = (.02, .05)
@@ -128,3 +130,26 @@ def test_black_box_members_that_break_much_are_reported(planted, layout):
     stages = attack_in_turn(members, partial(run, planted(RADII), layout=layout))
     assert any('square breaks' in sentence for sentence in check_cascade(members, stages))
     assert check_cascade(members[:1], stages[:1]) == ()
+
+
+@pytest.mark.parametrize('tolerance', [0, 1])
+def test_findings_are_judged_exactly_on_a_linear_model(layout, tolerance):
+    """Three findings read pixels of their own: the image falls at the radius of rank `tolerance` among theirs."""
+    generator = np.random.default_rng(3)
+    weights = np.zeros((16, 3), np.float32)
+    for finding in range(3):
+        weights[5 * finding:5 * finding + 5, finding] = generator.choice([-1., 1.], 5)
+    radii = generator.permuted(np.tile([.01, .03, .07], (9, 1)), axis=1)
+    radii[4:] += .005
+    findings = generator.integers(0, 2, (9, 3)).astype(np.int32)
+    images = (.5 + (radii * (2 * findings - 1)) @ weights.T).reshape(9, 4, 4, 1).astype(np.float32)
+    task = multilabel(3, tolerance=tolerance)
+    system = SimpleNamespace(
+        forward=lambda variables, x, keys: (x.reshape(len(x), -1) - .5) @ variables, variables=weights, task=task,
+        examples=Examples(images, findings, np.arange(9)))
+    ensemble = medical_ensemble(num_classes=3, task='multilabel', margin=task.margin, num_steps=20, num_queries=20)
+    assert [member.name for member in ensemble.members] == ['apgd', 'apgd_margin', 'square']
+    for point in attack_in_turn(ensemble.members, partial(run, system, layout=layout))[-1]:
+        np.testing.assert_array_equal(point.result.acceptable, point.eps < np.sort(radii, axis=1)[:, tolerance])
+    alone = run(system, ensemble.members[1], layout=layout)  # the margin finds it by itself
+    np.testing.assert_array_equal(alone[0].result.acceptable, np.sort(radii, axis=1)[:, tolerance] > EPS[0])
