@@ -14,12 +14,15 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from medrobust_jax.models.convolution import global_average_pool, max_pool
 from medrobust_jax.models.decoder import ConvBlock, Decoder
 from medrobust_jax.models.layers import Conv, Normalize, check_size, logits_dtype
 
 Array = jax.Array
+
+_HEAT_PRIOR = -4.  # the logit of 2 % of the pixels
 
 
 class LandmarkNet(nn.Module):
@@ -68,7 +71,9 @@ class LandmarkNet(nn.Module):
         self.sow('intermediates', 'features', global_average_pool(x))
         x = Decoder(1, self.norm, self.dtype, name='decoder')(levels, batch_norm=batch_norm)
         maps = Conv(self.num_outputs, 1, use_bias=True, dtype=self.dtype, name='head')(x)
-        return maps.astype(logits_dtype(images))
+        # Heat begins as rare as it is, or the first steps would only learn that [ours].
+        prior = jnp.where(jnp.arange(self.num_outputs) < self.num_outputs // 3, _HEAT_PRIOR, 0)
+        return (maps + prior.astype(maps.dtype)).astype(logits_dtype(images))
 
 
 landmark_net = partial(LandmarkNet, stage_sizes=(1, 1, 1, 1, 1), width=32)
