@@ -8,7 +8,7 @@ Not a run of its own: the other configs start from it. Any field can be set on t
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-DEFENSES = ('natural', 'pgd_at', 'trades')
+from configs.defenses import DEFENSES, fill_defense
 
 
 def base_config(defense: str = 'natural') -> ConfigDict:
@@ -52,7 +52,7 @@ def base_config(defense: str = 'natural') -> ConfigDict:
     config.defense.attack.options.num_steps = 10
     config.defense.attack.options.norm = 'linf'
     config.defense.attack.options.relative_step_size = 0.25  # 2/255 at 8/255, as the survey
-    config.defense.attack.options.start = 'gaussian' if defense == 'trades' else 'ball'
+    config.defense.attack.options.start = 'ball'  # or 'gaussian', 'clean'
 
     config.train = ConfigDict()
     config.train.epochs = 30.0
@@ -78,6 +78,7 @@ def base_config(defense: str = 'natural') -> ConfigDict:
     config.validation.eps = 8 / 255
     config.validation.num_steps = 10
     config.validation.max_examples = 1000  # the first so many of the validation split
+    fill_defense(config)
 
     config.eval = ConfigDict()  # may differ from the training run's; validation uses block_width and chunk too
     config.eval.split = 'test'

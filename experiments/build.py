@@ -52,8 +52,8 @@ def check_config(config: ConfigDict) -> None:
     _check_fields(config, known, '')
     missing = [name for name in known.defense if name not in config.defense]
     if missing:
-        raise ValueError(f"config.defense lacks {', '.join(missing)}: choose the defense after the colon of --config, "
-                         f"...py:{config.defense.name}, not by config.defense.name")
+        raise ValueError(f"config.defense lacks {', '.join(missing)}: choose the defense after the colon of "
+                         f"--config, ...py:{config.defense.name}, not by config.defense.name")
     for field in _POSITIVE:
         part, _, name = field.partition('.')
         value: Any = getattr(config, part)[name]

@@ -83,7 +83,7 @@ def validator(config: ConfigDict, module: Any, task: Task, *, examples: Examples
     """
     layout = make_layout(mesh, width=config.eval.block_width, chunk=config.eval.chunk)
     model = apply_model(module)
-    norm = config.defense.attack.options.get('norm', 'linf')
+    norm = config.validation.get('norm', config.defense.attack.options.get('norm', 'linf'))
     threat = Threat('pgd', create_attack('pgd', num_steps=config.validation.num_steps, norm=norm), norm)
 
     def forward(variables: Any, images: jax.Array, keys: jax.Array) -> Any:
