@@ -81,8 +81,9 @@ def test_deep_supervision_reaches_the_coarser_heads_only_in_training():
 
     assert jnp.abs(gradient('train')).max() > 0
     assert jnp.abs(gradient('eval')).max() == 0
-    trained, evaluated = (jax.jit(lambda x, mode=mode: apply_model(module)(params, state, x, batch_norm=mode)[0])(x)
-                          for mode in ('train', 'eval'))
+    forward = apply_model(module)
+    trained, evaluated = jax.jit(lambda x: tuple(forward(params, state, x, batch_norm=mode)[0]
+                                                 for mode in ('train', 'eval')))(x)
     np.testing.assert_allclose(trained['logits'], evaluated, atol=1e-5)
 
 
