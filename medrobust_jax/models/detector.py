@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medrobust_jax.models.convolution import global_average_pool
 from medrobust_jax.models.layers import Conv, Norm, Normalize, check_size, logits_dtype
 from medrobust_jax.models.resnet import BasicBlock, Stem, stem_stride
 
@@ -81,6 +82,7 @@ class Detector(nn.Module):
                 x = BasicBlock(self.width * 2**stage, 2 if stage and not index else 1, self.norm, self.dtype,
                                name=f'stage{stage}_block{index}')(x, batch_norm=batch_norm)
             stages.append(x)
+        self.sow('intermediates', 'features', global_average_pool(x))
         levels = self._pyramid(stages[-self.num_levels:])
         head = _Head(self.num_outputs, self.pyramid_width, self.head_depth, self.dtype, name='head')
         return tuple(head(level, batch_norm=batch_norm).astype(logits_dtype(images)) for level in levels)
