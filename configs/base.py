@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from configs.defenses import DEFENSES, fill_defense
+from configs.tasks import task_fields
 
 
-def base_config(defense: str = 'natural') -> ConfigDict:
-    """The defaults, for one of `DEFENSES`."""
+def base_config(defense: str = 'natural', task: str = 'classification') -> ConfigDict:
+    """The defaults, for one of `configs.defenses.DEFENSES` and one of `configs.tasks.TASKS`."""
     if defense not in DEFENSES:
         raise ValueError(f"unknown defense '{defense}' after the colon of --config; known: {', '.join(DEFENSES)}")
     config = ConfigDict()
@@ -27,10 +28,7 @@ def base_config(defense: str = 'natural') -> ConfigDict:
     config.data.class_balanced = False  # draw every class equally often
     config.data.augment = ()  # (name, {options}) pairs of medrobust_jax.data.transforms
 
-    config.task = ConfigDict()
-    config.task.name = 'classification'  # or 'ordinal'
-    config.task.label_smoothing = 0.0  # classification, training only
-    config.task.tolerance = 0  # ordinal: grades that an acceptable prediction may be off
+    config.task = task_fields(task)  # classification becomes ordinal by config.task.name
 
     config.model = ConfigDict()
     config.model.name = 'resnet'
@@ -83,6 +81,7 @@ def base_config(defense: str = 'natural') -> ConfigDict:
     config.eval = ConfigDict()  # may differ from the training run's; validation uses block_width and chunk too
     config.eval.split = 'test'
     config.eval.checkpoint = 'best'  # or 'latest'
+    config.eval.calibrated_on = placeholder(str)  # judge by the thresholds of this run, not the training's
     config.eval.max_examples = placeholder(int)  # None: the whole split
     config.eval.eps = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
     config.eval.seed = 0

@@ -5,7 +5,7 @@ Contents: `check_config`, `build_task`, `build_model`, `build_defense`, `build_o
 """
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,9 @@ from ml_collections import ConfigDict
 
 from configs.base import base_config, threat
 from configs.defenses import DEFENSES
+from configs.tasks import TASKS
 from experiments.defenses import make_defense
+from experiments.tasks import make_task, thresholds_of
 from medrobust_jax.attacks.registry import (
     MINIMUM_NORM,
     NEEDS_LOGITS,
@@ -28,17 +30,14 @@ from medrobust_jax.core import balls
 from medrobust_jax.core.checks import check_eps, did_you_mean
 from medrobust_jax.core.types import Defense, Task
 from medrobust_jax.data import loader, registry, transforms
-from medrobust_jax.data.source import Source, all_of, read_batch
+from medrobust_jax.data.source import Source, SourceInfo, all_of, read_batch
 from medrobust_jax.evaluate.ensembles import autoattack, medical_ensemble
 from medrobust_jax.evaluate.suite import Ensemble, Examples, Threat
 from medrobust_jax.models.forward import apply_model
 from medrobust_jax.models.registry import create_model
-from medrobust_jax.tasks.classification import classification
-from medrobust_jax.tasks.ordinal import ordinal
 from medrobust_jax.train.checkpoint import load_for_evaluation
 from medrobust_jax.train.optim import create_optimizer, create_schedule
 
-TASKS = ('classification', 'ordinal')
 ENSEMBLES = {'autoattack': autoattack, 'medical_ensemble': medical_ensemble}
 _GIVEN = ('num_classes', 'task', 'margin')  # of an ensemble: the task's, not the config's
 _OPEN = ('options', 'attacks')  # fields whose keys are checked where they are used
@@ -48,12 +47,17 @@ _POSITIVE = ('train.epochs', 'train.batch_size', 'train.eval_every_epochs', 'tra
 
 def check_config(config: ConfigDict) -> None:
     """Raises ValueError for a field that no run has, suggesting the nearest, or a value that none can have."""
-    known = base_config(config.defense.name) if config.defense.name in DEFENSES else base_config()
+    known = base_config(config.defense.name if config.defense.name in DEFENSES else 'natural',
+                        config.task.name if config.task.name in TASKS else 'classification')
     _check_fields(config, known, '')
     missing = [name for name in known.defense if name not in config.defense]
     if missing:
         raise ValueError(f"config.defense lacks {', '.join(missing)}: choose the defense after the colon of "
                          f"--config, ...py:{config.defense.name}, not by config.defense.name")
+    missing = [name for name in known.task if name not in config.task]
+    if missing:
+        raise ValueError(f"config.task lacks {', '.join(missing)}: start from "
+                         f"base_config(defense, task='{config.task.name}')")
     for field in _POSITIVE:
         part, _, name = field.partition('.')
         value: Any = getattr(config, part)[name]
@@ -76,7 +80,25 @@ def _check_fields(config: ConfigDict, known: ConfigDict, prefix: str) -> None:
 
 def training_config(config: ConfigDict) -> dict[str, Any]:
     """The plain values that decide a training run's results, as JSON holds them; 'eval' is not among them."""
-    return json.loads(json.dumps({name: value for name, value in config.to_dict().items() if name != 'eval'}))
+    values = {name: value for name, value in config.to_dict().items() if name != 'eval'}
+    if 'calibrated_on' in values['task']:
+        del values['task']['calibrated_on']
+        values['task']['threshold'] = criterion_of(config)
+    return json.loads(json.dumps(values))
+
+
+def criterion_of(config: ConfigDict, *, judged: bool = False) -> tuple[float, ...]:
+    """The thresholds of the criterion; empty for the task's default.
+
+    Args:
+      config: names them, or the run that they were measured on.
+      judged: for an evaluation, whose criterion `config.eval.calibrated_on` may replace.
+    """
+    if judged and config.eval.calibrated_on:
+        return thresholds_of(config.eval.calibrated_on)
+    if config.task.get('calibrated_on'):
+        return thresholds_of(config.task.calibrated_on)
+    return tuple(config.task.get('threshold', ()))
 
 
 def load_split(config: ConfigDict, split: str, data_dir: str | None) -> Source:
@@ -119,14 +141,9 @@ def share_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.argsort(place, kind='stable')[:count])
 
 
-def build_task(config: ConfigDict, class_names: Sequence[str], *, training: bool = False) -> Task:
-    """The task over a source's classes; label smoothing belongs to training alone."""
-    num_classes = len(class_names)
-    if config.task.name == 'classification':
-        return classification(num_classes, label_smoothing=config.task.label_smoothing if training else 0.0)
-    if config.task.name == 'ordinal':
-        return ordinal(num_classes, tolerance=config.task.tolerance)
-    did_you_mean(config.task.name, TASKS, 'config.task.name')
+def build_task(config: ConfigDict, info: SourceInfo, *, training: bool = False) -> Task:
+    """The task over what a source holds; label smoothing belongs to training alone."""
+    return make_task(config.task, info, training=training, threshold=criterion_of(config, judged=not training))
 
 
 def build_model(config: ConfigDict, task: Task) -> Any:
@@ -162,11 +179,23 @@ def build_helper(config: ConfigDict, task: Task) -> Any:
     if not config.defense.helper:
         raise ValueError('config.defense.helper is empty: name the workdir of a natural run on the same data, '
                          'e.g. --config.defense.helper=runs/natural')
-    params, model_state, metadata = load_for_evaluation(config.defense.helper)
-    trained = base_config(metadata['config']['defense']['name'])
+    return trained_model(config.defense.helper, task)[0]
+
+
+def trained_model(workdir: str, task: Task) -> tuple[Callable[[jax.Array], Any], Mapping[str, Any]]:
+    """The best checkpoint of another run, as `images -> outputs`, and its metadata.
+
+    Raises:
+      ValueError: where it was trained for another task.
+    """
+    params, model_state, metadata = load_for_evaluation(workdir, 'best')
+    name = metadata['config']['task']['name']
+    if name != task.name:
+        raise ValueError(f"{workdir} was trained for the task '{name}', not '{task.name}'")
+    trained = base_config(metadata['config']['defense']['name'], name)
     trained.update(metadata['config'])
     model = apply_model(build_model(trained, task))
-    return lambda images: model(params, model_state, images, batch_norm='eval')[0]
+    return lambda images: model(params, model_state, images, batch_norm='eval')[0], metadata
 
 
 def build_optimizer(config: ConfigDict, durations: Durations) -> optax.GradientTransformation:

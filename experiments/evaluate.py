@@ -13,7 +13,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from configs.base import base_config, threat
+from configs.base import threat
 from experiments import build
 from medrobust_jax.attacks.pgd import pgd
 from medrobust_jax.attacks.transfer import transfer
@@ -72,7 +72,7 @@ def subject_of(config: ConfigDict, workdir: str | Path, *, data_dir: str | None 
         raise ValueError(f'{workdir} was trained with another config; differing fields: '
                          + '; '.join(differing_fields(trained, asked)))
     source = build.load_split(config, config.eval.split, data_dir)
-    task = build.build_task(config, source.info.class_names)
+    task = build.build_task(config, source.info)
     model = apply_model(build.build_model(config, task))
 
     def forward(variables: Any, images: jax.Array, keys: jax.Array) -> jax.Array:
@@ -89,18 +89,13 @@ def subject_of(config: ConfigDict, workdir: str | Path, *, data_dir: str | None 
 
 def transfer_from(workdir: str, task: Task, *, num_steps: int) -> Threat:
     """PGD crafted on the model of another workdir, one image per example handed to the model that is judged."""
-    params, model_state, metadata = load_for_evaluation(workdir, 'best')
-    trained = base_config(metadata['config']['defense']['name'])
-    trained.update(metadata['config'])
-    model = apply_model(build.build_model(trained, task))
-
-    def surrogate(images: jax.Array, keys: jax.Array) -> jax.Array:
-        return model(params, model_state, images, batch_norm='eval')[0]
-
+    surrogate, metadata = build.trained_model(workdir, task)
+    trained = metadata['config']
     about = {'attack': 'transfer', 'crafted_by': 'pgd', 'num_steps': num_steps,
-             'surrogate_fingerprint': metadata['checkpoint_fingerprint'], 'surrogate': trained.defense.name,
-             'surrogate_seed': trained.seed}
-    return Threat(f'transfer_{trained.defense.name}', transfer(pgd(num_steps=num_steps), surrogate), options=about)
+             'surrogate_fingerprint': metadata['checkpoint_fingerprint'], 'surrogate': trained['defense']['name'],
+             'surrogate_seed': trained['seed']}
+    attack = transfer(pgd(num_steps=num_steps), lambda images, keys: surrogate(images))
+    return Threat(f'transfer_{trained["defense"]["name"]}', attack, options=about)
 
 
 @dataclasses.dataclass

@@ -40,7 +40,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, *, data_dir: str
     mesh = data_mesh()
     train = build.load_split(config, config.data.train_split, data_dir)
     validation = build.load_split(config, config.data.validation_split, data_dir)
-    task, judged = (build.build_task(config, train.info.class_names, training=each) for each in (True, False))
+    task, judged = (build.build_task(config, train.info, training=each) for each in (True, False))
     module = build.build_model(config, task)
     durations = build.build_durations(config, train)
     defense = build.build_defense(config, task, durations)

@@ -4,7 +4,8 @@ The network is computed in blocks of one fixed width (`core.blocks`), one after 
 device's share of a chunk; chunks have one static shape, so each program compiles once and an
 example's result does not depend on what it is evaluated with.
 
-Contents: `Layout`, `make_layout`, `victim_of`, `make_score`, `make_attack`, `in_chunks`.
+Contents: `Layout`, `make_layout`, `victim_of`, `make_score`, `make_attack`,
+`row_by_row`, `in_chunks`.
 
 Example:
 
@@ -24,6 +25,8 @@ from medrobust_jax.attacks.run import run
 from medrobust_jax.attacks.wrappers import stop_when_fooled
 from medrobust_jax.core.blocks import DEFAULT_WIDTH, in_blocks, on_each_device
 from medrobust_jax.core.types import Array, Attack, AttackResult, Outputs, PyTree, Targets, Task, Victim
+
+_ROWS_AT_ONCE = 32
 
 # (variables, images [B, *spatial, C], keys [B]) -> outputs
 ModelForward = Callable[[PyTree, Array, Array], Outputs]
@@ -84,6 +87,20 @@ def make_attack(forward: ModelForward, task: Task, attack: Attack, layout: Layou
         return in_blocks(block, width=layout.width)(keys, images, targets, eps)
 
     return jax.jit(on_each_device(attack_rows, layout.mesh, num_shared=1))
+
+
+@lru_cache(maxsize=64)
+def row_by_row(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """`function` of trees with a common leading axis N, a few rows at a time and compiled.
+
+    A task's loss or criterion on all of a test set at once may need many times the outputs' memory (heatmaps
+    of every landmark, boxes against anchors).
+    """
+    def alone(rows: tuple) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf[0], function(*jax.tree.map(lambda leaf: leaf[None], rows)))
+
+    mapped = jax.jit(lambda *rows: jax.lax.map(alone, rows, batch_size=_ROWS_AT_ONCE))
+    return lambda *rows: jax.device_get(mapped(*rows))
 
 
 def in_chunks(program: Callable[..., PyTree], layout: Layout, *,

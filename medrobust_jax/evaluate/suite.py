@@ -28,7 +28,7 @@ from medrobust_jax.core.types import Attack, AttackResult, Outputs, PyTree, Targ
 from medrobust_jax.evaluate.grid import Findings
 from medrobust_jax.evaluate.passes import Passes, passes_of
 from medrobust_jax.evaluate.pool import Pool
-from medrobust_jax.evaluate.programs import Layout, ModelForward, in_chunks, make_score, victim_of
+from medrobust_jax.evaluate.programs import Layout, ModelForward, in_chunks, make_score, row_by_row, victim_of
 from medrobust_jax.evaluate.queue import Item, Search, every_item, first_items, successor
 from medrobust_jax.evaluate.resume import Snapshots, digest_of, settings_of
 from medrobust_jax.evaluate.slots import Entrants, make_slots
@@ -138,8 +138,7 @@ def clean_point(forward: ModelForward, variables: PyTree, task: Task, examples: 
     started = time.monotonic()
     keys = rng.example_keys(seed, examples.index)
     outputs = in_chunks(make_score(forward, layout), layout)(variables, keys, examples.images)
-    loss = np.asarray(task.loss(outputs, examples.targets))
-    acceptable = np.asarray(task.acceptable(outputs, examples.targets))
+    loss, acceptable = (row_by_row(of)(outputs, examples.targets) for of in (task.loss, task.acceptable))
     result = AttackResult(examples.images, loss, acceptable, np.where(acceptable, -1, 0).astype(np.int32))
     return GridPoint(0.0, result, outputs, np.zeros(len(loss), bool), acceptable, 1.0, 0.0,
                      time.monotonic() - started)
@@ -221,8 +220,8 @@ def attack_grid(forward: ModelForward, variables: PyTree, task: Task, threat: Th
         share = float(looks) / max(needed, 1)
         computed = share * pool.looks_computed / len(attacked)
         last = GridPoint(
-            eps, carried._replace(loss=np.asarray(task.loss(outputs, examples.targets))), outputs, attacked,
-            np.asarray(task.acceptable(outputs, examples.targets)), computed * passes.forward,
+            eps, carried._replace(loss=row_by_row(task.loss)(outputs, examples.targets)), outputs, attacked,
+            row_by_row(task.acceptable)(outputs, examples.targets), computed * passes.forward,
             computed * passes.backward, share * seconds, needed / pool.looks_computed if needed else 1.0)
         points.append(last)
     return points if previous is None else [_worse(a, b) for a, b in zip(known, points, strict=True)]

@@ -21,7 +21,7 @@ from medrobust_jax.core.balls import NORMS
 from medrobust_jax.core.types import PyTree, Task
 from medrobust_jax.evaluate import records, sanity, verdicts
 from medrobust_jax.evaluate.files import save_arrays
-from medrobust_jax.evaluate.programs import Layout, ModelForward
+from medrobust_jax.evaluate.programs import Layout, ModelForward, row_by_row
 from medrobust_jax.evaluate.provenance import provenance
 from medrobust_jax.evaluate.suite import Ensemble, Examples, GridPoint, Threat, worst_case
 from medrobust_jax.metrics.intervals import proportion
@@ -78,7 +78,7 @@ class ResultWriter:
         task, groups = self.subject.task, self.examples.groups
         estimates = {'robust_accuracy': proportion(point.result.acceptable, groups)}
         if self.stops:
-            decided = task.verdict_metrics(task.predict(point.outputs), self.examples.targets, groups)
+            decided = task.verdict_metrics(row_by_row(task.predict)(point.outputs), self.examples.targets, groups)
         else:
             decided = task.metrics(point.outputs, self.examples.targets, groups)
         return {**estimates, **decided}
@@ -142,9 +142,9 @@ class ResultWriter:
         kept = {}
         if task.target_names == ('label',):
             kept['label'] = np.asarray(targets)
-            kept['prediction'] = np.stack([np.asarray(task.predict(p.outputs)) for p in points])
+            kept['prediction'] = np.stack([row_by_row(task.predict)(p.outputs) for p in points])
         if task.quality is not None:
-            kept['quality'] = np.stack([np.asarray(task.quality(p.outputs, targets)) for p in points])
+            kept['quality'] = np.stack([row_by_row(task.quality)(p.outputs, targets) for p in points])
         return kept
 
     def choose_pictures(self, clean: GridPoint, count: int) -> None:

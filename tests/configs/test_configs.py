@@ -58,7 +58,7 @@ def parts(monkeypatch):
         build.check_config(config)
         config.train.batch_size = 8
         source = build.load_split(config, config.data.train_split, None)
-        task = build.build_task(config, source.info.class_names, training=True)
+        task = build.build_task(config, source.info, training=True)
         module, durations = build.build_model(config, task), build.build_durations(config, source)
         defense, optimizer = build.build_defense(config, task, durations), build.build_optimizer(config, durations)
         build.build_threats(config.eval.attacks, task)

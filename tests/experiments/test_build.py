@@ -12,6 +12,7 @@ from medrobust_jax.tasks.classification import classification
 from medrobust_jax.tasks.ordinal import ordinal
 
 TASK = classification(3)
+INFO = ArraySource(np.zeros((3, 4, 4, 1), np.uint8), [0, 1, 2], name='three', class_names='abc').info
 DURATIONS = build.Durations(10, 100)
 
 
@@ -56,7 +57,7 @@ def test_the_defaults_are_a_config():
 
 
 @pytest.mark.parametrize(('make', 'message'), [
-    (lambda: build.build_task(changed(task__name='ordinl'), 'abc'), "did you mean 'ordinal'"),
+    (lambda: build.build_task(changed(task__name='ordinl'), INFO), "did you mean 'ordinal'"),
     (lambda: build.build_model(changed(model__name='resnet81'), TASK), "unknown model 'resnet81'; did you mean"),
     (lambda: build.build_model(changed(model__options=ConfigDict({'widht': 3})), TASK), "did you mean 'width'"),
     (lambda: build.build_defense(changed(defense__name='pgdat'), TASK, DURATIONS), "did you mean 'pgd_at'"),
@@ -121,7 +122,7 @@ def test_durations():
 def test_label_smoothing_is_for_training_alone():
     config = changed(task__label_smoothing=.2)
     logits, labels = jnp.array([[3., 0., 0.]]), jnp.array([0])
-    training, judged = (build.build_task(config, 'abc', training=t).loss(logits, labels) for t in (True, False))
+    training, judged = (build.build_task(config, INFO, training=t).loss(logits, labels) for t in (True, False))
     assert training[0] > judged[0]
 
 
