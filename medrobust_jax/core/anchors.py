@@ -65,7 +65,7 @@ def points_of(outputs: Sequence[Array]) -> Points:
         height, width = output.shape[1:3]
         x, y = np.meshgrid((np.arange(width) + .5) / width, (np.arange(height) + .5) / height)
         centers.append(np.stack([x.ravel(), y.ravel()], axis=-1).astype(np.float32))
-        cells.append(np.tile(np.float32([1 / width, 1 / height]), (height * width, 1)))
+        cells.append(np.tile(np.array([1 / width, 1 / height], np.float32), (height * width, 1)))
         levels.append(np.full(height * width, level))
     return Points(np.concatenate(centers), np.concatenate(cells), np.concatenate(levels))
 

@@ -115,7 +115,7 @@ def _most_frequent(labels: np.ndarray, num_classes: int) -> int:
 
 
 def _notes(read: Sequence[tuple[Objects, int, int]]) -> list[str]:
-    dropped, clipped = (sum(each[part] for each in read) for part in (1, 2))
+    dropped, clipped = sum(each[1] for each in read), sum(each[2] for each in read)
     without = sum(not len(objects.labels) for objects, _, _ in read)
     counts = {'boxes of zero area or inverted were dropped': dropped, 'images have no object': without,
               'boxes that reached over the edge were clipped': clipped}

@@ -183,7 +183,7 @@ def _evaluate(true: list[dict], found: list[dict], num_images: int, num_classes:
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it is doing
         sides = []
         for annotations in (true, found):
-            side = COCO()
+            side: Any = COCO()
             side.dataset = {'images': [{'id': image} for image in range(num_images)], 'annotations': annotations,
                             'categories': [{'id': number} for number in range(num_classes)]}
             side.createIndex()

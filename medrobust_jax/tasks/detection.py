@@ -8,8 +8,9 @@ Example:
     losses = task.loss(maps, {'boxes': boxes, 'box_labels': labels, 'box_mask': mask})       # [B]
     found = task.predict(maps)                 # 'boxes' [B, K, 4], 'scores', 'classes', 'valid' [B, K]
 """
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,8 @@ def detection(num_classes: int, *, threshold: Sequence[float] = (-.5, -.5, -.3),
     if max_detections < 1 or not 0 <= min_score < 1 or not 0 <= max_iou <= 1:
         raise ValueError(f'detection needs max_detections >= 1, min_score in [0, 1) and max_iou in [0, 1], '
                          f'not {max_detections}, {min_score} and {max_iou}')
-    predict = partial(predict_boxes, max_detections=max_detections, min_score=min_score, max_iou=max_iou)
+    predict: Callable[..., Any] = partial(predict_boxes, max_detections=max_detections, min_score=min_score,
+                                          max_iou=max_iou)
 
     def quality(outputs: Outputs, targets: Targets) -> Array:
         return -jnp.stack(detection_parts(outputs, targets), axis=-1)
@@ -126,7 +128,7 @@ def check_boxes(targets: Targets, num_classes: int) -> None:
                              f'({int(bad.any(1).sum())} such rows)')
 
 
-def _in_chunks(predict: partial, outputs: Outputs, size: int = 256) -> dict[str, np.ndarray]:
+def _in_chunks(predict: Callable[..., Any], outputs: Outputs, size: int = 256) -> dict[str, np.ndarray]:
     """`predict` on gathered outputs, a few images at a time."""
     compiled, count = jax.jit(predict), len(outputs[0])
     parts = [compiled(tuple(level[start:start + size] for level in outputs)) for start in range(0, count, size)]
