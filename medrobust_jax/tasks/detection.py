@@ -10,7 +10,6 @@ Example:
 """
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,8 +56,7 @@ def detection(num_classes: int, *, threshold: Sequence[float] = (-.5, -.5, -.3),
     if max_detections < 1 or not 0 <= min_score < 1 or not 0 <= max_iou <= 1:
         raise ValueError(f'detection needs max_detections >= 1, min_score in [0, 1) and max_iou in [0, 1], '
                          f'not {max_detections}, {min_score} and {max_iou}')
-    predict: Callable[..., Any] = partial(predict_boxes, max_detections=max_detections, min_score=min_score,
-                                          max_iou=max_iou)
+    predict = partial(predict_boxes, max_detections=max_detections, min_score=min_score, max_iou=max_iou)
 
     def quality(outputs: Outputs, targets: Targets) -> Array:
         return -jnp.stack(detection_parts(outputs, targets), axis=-1)
@@ -83,7 +81,7 @@ def detection(num_classes: int, *, threshold: Sequence[float] = (-.5, -.5, -.3),
 
 
 def predict_boxes(outputs: Outputs, *, max_detections: int = 64, min_score: float = .05,
-                  max_iou: float = .5) -> dict[str, Array]:
+                  max_iou: float = .5) -> Outputs:
     """The detections of every image, best first, clipped to the image; jit-able.
 
     A point's class is its most probable one; its score sigmoid(objectness) times that class's probability.
@@ -128,7 +126,7 @@ def check_boxes(targets: Targets, num_classes: int) -> None:
                              f'({int(bad.any(1).sum())} such rows)')
 
 
-def _in_chunks(predict: Callable[..., Any], outputs: Outputs, size: int = 256) -> dict[str, np.ndarray]:
+def _in_chunks(predict: Callable[[Outputs], Outputs], outputs: Outputs, size: int = 256) -> dict[str, np.ndarray]:
     """`predict` on gathered outputs, a few images at a time."""
     compiled, count = jax.jit(predict), len(outputs[0])
     parts = [compiled(tuple(level[start:start + size] for level in outputs)) for start in range(0, count, size)]
