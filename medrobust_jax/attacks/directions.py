@@ -4,7 +4,7 @@ A `Direction` is a pair of pure functions in the shape of an optax transform, pe
 attack multiplies its result with a step size, so a direction has unit size: Linf norm about 1 for
 'linf', L2 norm 1 for 'l2', L1 norm 1 for 'l1'.
 
-Contents: `Direction`, `steepest`, `momentum`, `adam`, `smoothed`.
+Contents: `Direction`, `steepest`, `momentum`, `adam`, `adamax`, `smoothed`.
 
 Example:
 
@@ -72,6 +72,24 @@ def adam(*, norm: str = 'linf', b1: float = 0.9, b2: float = 0.999, floor: float
         count = per_example(step.astype(gradient.dtype), gradient)
         scaled = first / (1 - b1**count) / (jnp.sqrt(second / (1 - b2**count)) + floor)
         return scaled if norm == 'linf' else ascent_direction(scaled, norm=norm, room=room), (first, second)
+
+    return Direction(lambda images: (jnp.zeros_like(images), jnp.zeros_like(images)), update)
+
+
+def adamax(*, norm: str = 'linf', b1: float = 0.9, b2: float = 0.999, floor: float = 1e-8) -> Direction:
+    """Adamax's update on the images, fed with the norm's steepest ascent in place of the gradient.
+
+    `s = ascent_direction(g)`, `m <- b1 m + (1-b1) s`, `u <- max(b2 u, |s| + floor)`, direction
+    `m / (1 - b1^t) / u` (Kingma and Ba, ICLR 2015, algorithm 2, with PyTorch's floor). For every norm it
+    is about 1 per pixel, so that a step is a learning rate in pixel values; the attack projects.
+    """
+    def update(gradient: Array, inner: tuple[Array, Array], step: Array,
+               room: Room) -> tuple[Array, tuple[Array, Array]]:
+        fed = ascent_direction(gradient, norm=norm, room=room)
+        first = b1 * inner[0] + (1 - b1) * fed
+        largest = jnp.maximum(b2 * inner[1], jnp.abs(fed) + floor)
+        count = per_example(step.astype(gradient.dtype), gradient)
+        return first / (1 - b1**count) / largest, (first, largest)
 
     return Direction(lambda images: (jnp.zeros_like(images), jnp.zeros_like(images)), update)
 

@@ -61,7 +61,8 @@ def output_distance(outputs: Outputs, wanted: Outputs) -> Array:
         MSE(points) + 1 - Dice(masks) + reconstruction error of the image itself (where there is one)
 
     The mean runs over all coordinates, in fractions of width and height; both masks enter as
-    probabilities [code].
+    probabilities [code], so that it is 0 only where they are certain: equal masks that are not have a
+    Dice below 1.
     """
     squared = jnp.square(outputs['points'] - wanted['points']).mean(axis=(1, 2))
     dice = soft_dice(jax.nn.sigmoid(outputs['mask']), jax.nn.sigmoid(wanted['mask']))
