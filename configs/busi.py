@@ -12,7 +12,7 @@ from configs.base import base_config
 
 
 def get_config(defense: str = 'natural') -> ConfigDict:
-    """`defense` is 'natural', 'pgd_at' or 'trades'."""
+    """`defense` is one of configs.defenses.DEFENSES."""
     config = base_config(defense)
     natural = defense == 'natural'
     config.data.name = 'busi'

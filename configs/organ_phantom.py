@@ -13,7 +13,7 @@ from configs.medmnist_cpu import for_cpu
 
 
 def get_config(defense: str = 'natural') -> ConfigDict:
-    """`defense` is 'natural', 'pgd_at' or 'trades'."""
+    """`defense` is one of configs.defenses.DEFENSES."""
     config = for_cpu(base_config(defense))
     config.data.name = 'organ_phantom'
     config.data.class_balanced = False  # classes are of equal size

@@ -13,7 +13,7 @@ from configs.base import base_config, threat
 
 
 def get_config(defense: str = 'natural') -> ConfigDict:
-    """`defense` is 'natural', 'pgd_at' or 'trades'."""
+    """`defense` is one of configs.defenses.DEFENSES."""
     config = base_config(defense)
     config.data.name = 'retinamnist'
     config.data.class_balanced = True

@@ -12,7 +12,7 @@ from configs.medmnist_cpu import for_cpu
 
 
 def get_config(defense: str = 'natural') -> ConfigDict:
-    """`defense` is 'natural', 'pgd_at' or 'trades'."""
+    """`defense` is one of configs.defenses.DEFENSES."""
     config = for_cpu(base_config(defense))
     config.data.name = 'retinamnist'
     config.data.augment = (('shift', {'max_pixels': 2}), ('flip_horizontal', {}), ('flip_vertical', {}))

@@ -13,7 +13,7 @@ from configs import retinamnist
 
 
 def get_config(defense: str = 'natural') -> ConfigDict:
-    """`defense` is 'natural', 'pgd_at' or 'trades'."""
+    """`defense` is one of configs.defenses.DEFENSES."""
     config = retinamnist.get_config(defense)
     config.task.name = 'ordinal'
     return config

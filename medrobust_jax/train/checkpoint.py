@@ -8,7 +8,7 @@
 Every checkpoint carries the run's config and hashes of its arrays, so that a checkpoint of another
 run and a damaged one are told apart from a good one. The only file that imports orbax.
 
-Contents: `Checkpoints`, `load_for_evaluation`, `ForeignCheckpoint`.
+Contents: `Checkpoints`, `load_for_evaluation`, `load_defense_state`, `ForeignCheckpoint`.
 
 Example:
 
@@ -234,6 +234,34 @@ def load_for_evaluation(workdir: str | Path, which: str = 'best') -> tuple[PyTre
     variables, metadata = found
     variables = jax.tree.map(jnp.asarray, variables)
     return variables['params'], variables['model_state'], metadata
+
+
+def load_defense_state(workdir: str | Path) -> PyTree:
+    """The defense's own tables in the newest readable checkpoint, as NumPy arrays: margins, moving averages.
+
+    For looking at them; what training goes on with is read, and checked, by `Checkpoints.restore_latest`.
+
+    Returns:
+      The tree that `Defense.init` made, as it was then; an empty tree for defenses that keep nothing.
+
+    Raises:
+      FileNotFoundError: where there is no checkpoint.
+      ValueError: where none can be read.
+    """
+    folder = Path(workdir).absolute() / 'checkpoints' / 'latest'
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no 'latest' checkpoint: {folder} does not exist; train with this --workdir "
+                                f'first')
+    with _manager(folder, keep=None) as manager:
+        def read(step: int) -> PyTree:
+            found = manager.item_metadata(step)['training']
+            shapes = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), found.tree)
+            return _read(manager, step, {'training': shapes})['training'].get('defense_state', {})
+
+        state = _newest_whole(manager, read, None)
+    if state is None:
+        raise FileNotFoundError(f"no 'latest' checkpoint in {folder}; the run has not saved one yet")
+    return state
 
 
 def _named(params: PyTree, model_state: PyTree) -> dict[str, PyTree]:

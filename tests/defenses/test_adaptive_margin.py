@@ -13,6 +13,7 @@ from medrobust_jax.defenses.max_margin import max_margin
 from medrobust_jax.defenses.standard import natural
 from medrobust_jax.parallel.mesh import data_mesh, put_batch
 from medrobust_jax.tasks.classification import classification
+from medrobust_jax.train.checkpoint import Checkpoints, load_defense_state
 from medrobust_jax.train.loop import fit
 from medrobust_jax.train.optim import create_optimizer
 from medrobust_jax.train.state import create_state
@@ -233,7 +234,19 @@ def test_margins_come_back_bit_equal(tmp_path, make):
         run(tmp_path / 'a', interrupted)
     resumed, whole = run(tmp_path / 'a', batches), run(tmp_path / 'b', batches)
     jax.tree.map(np.testing.assert_array_equal, resumed.defense_state, whole.defense_state)
+    jax.tree.map(np.testing.assert_array_equal, load_defense_state(tmp_path / 'b'), dict(whole.defense_state))
     assert len(np.unique(whole.defense_state['margins'])) > 1
+
+
+def test_tables_are_read_from_a_workdir(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no 'latest' checkpoint"):
+        load_defense_state(tmp_path)
+    _, _, state = start_of(natural(TASK))
+    with Checkpoints(tmp_path, config={}) as checkpoints:
+        with pytest.raises(FileNotFoundError, match='has not saved one yet'):
+            load_defense_state(tmp_path)
+        checkpoints.save(1, state)
+    assert not jax.tree.leaves(load_defense_state(tmp_path))
 
 
 def test_steps_and_epochs_are_compiled_once():
