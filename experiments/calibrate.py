@@ -25,14 +25,15 @@ from medrobust_jax.evaluate.suite import clean_point
 from medrobust_jax.parallel.mesh import data_mesh
 
 
-def calibrate(config: ConfigDict, workdir: str | Path, *, split: str, data_dir: str | None = None) -> dict[str, Any]:
+def calibrate(config: ConfigDict, workdir: str | Path, *, split: str, data_dir: str | None = None
+              ) -> dict[str, Any]:
     """Writes and returns the thresholds, with the qualities' distribution and what they were measured on.
 
     Raises:
       ValueError: for a model that was not trained naturally, or a task whose criterion has no thresholds.
     """
     if config.defense.name != 'natural':
-        raise ValueError(f"thresholds come from a clean-trained model; this one's defense is '{config.defense.name}'")
+        raise ValueError(f"thresholds come from a clean-trained model; the defense is '{config.defense.name}'")
     config = config.copy_and_resolve_references()
     config.eval.split = split
     subject, examples, task = subject_of(config, workdir, data_dir=data_dir)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from medrobust_jax.core.checks import did_you_mean
-from medrobust_jax.data import busi, image_folder, medical_files, medmnist, npz_file, phantoms, phantoms_organs
+from medrobust_jax.data import acdc, busi, image_folder, medical_files, medmnist, npz_file, phantoms, phantoms_organs
 from medrobust_jax.data.builders.reading import open_tfds
 from medrobust_jax.data.resize import Size
 from medrobust_jax.data.source import Source
@@ -30,6 +30,7 @@ SOURCES: dict[str, Opener] = {
     'oct_phantom': phantoms.oct_phantoms,
     'organ_phantom': phantoms_organs.organ_phantoms,
     'busi': busi.open_busi,
+    'acdc': acdc.open_acdc,
     **{name: functools.partial(medmnist.open_medmnist, name) for name in medmnist.DATASETS},
 }
 # Prefix -> (place, split, *, options) -> Source.

@@ -15,9 +15,20 @@ from typing import Any
 import flax.linen as nn
 
 from medrobust_jax.core.checks import did_you_mean
-from medrobust_jax.models import densenet, mobilenet, perceptron, resnet, vision_transformer, wide_resnet
+from medrobust_jax.models import (
+    densenet,
+    detector,
+    landmark_net,
+    mobilenet,
+    perceptron,
+    resnet,
+    segnet,
+    unet,
+    vision_transformer,
+    wide_resnet,
+)
 
-# name -> constructor(num_outputs, **options) -> module(images, batch_norm=...) -> logits
+# name -> constructor(num_outputs, **options) -> module(images, batch_norm=...) -> outputs
 MODELS: dict[str, Callable[..., nn.Module]] = {
     'resnet': resnet.ResNet,
     'resnet8': resnet.resnet8,
@@ -33,6 +44,11 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     'mobilenet_v2': mobilenet.MobileNetV2,
     'vision_transformer': vision_transformer.VisionTransformer,
     'perceptron': perceptron.Perceptron,
+    'unet': unet.UNet,
+    'segnet': segnet.SegNet,
+    'landmark_net': landmark_net.landmark_net,
+    'landmark_vgg19': landmark_net.landmark_vgg19,
+    'detector': detector.Detector,
 }
 
 

@@ -1,0 +1,45 @@
+"""What the runs on masks, landmarks, boxes and shapes share; not a run of its own.
+
+Perturbations are measured in L2, as the papers on these tasks do, at radii scaled to the image: a radius of 10 at
+320 x 320 pixels is as much per pixel as 2 at 64 x 64. The unit of the radii is a root mean square change of
+2/255 of every value.
+"""
+from ml_collections import ConfigDict
+
+from configs.base import threat
+
+
+def for_images(config: ConfigDict, *, num_values: int, num_steps: int = 10) -> ConfigDict:
+    """Fills in radii, attacks and the selection.
+
+    Args:
+      config: of any dense task.
+      num_values: of an image: pixels times channels.
+      num_steps: of the training attack.
+    """
+    natural = config.defense.name == 'natural'
+    unit = round(2 / 255 * num_values**0.5, 2)
+    config.defense.eps = 2 * unit  # SAT's; the other radius of the comparison is --config.defense.eps of half that
+    config.defense.attack.options.norm = 'l2'
+    config.defense.attack.options.num_steps = num_steps
+    # Steps add up to 4 radii for adaptive margins (alpha of the paper's code), to 2.5 elsewhere.
+    config.defense.attack.options.relative_step_size = 4 / num_steps if config.defense.name in ADAPTIVE else 2.5 / num_steps
+    if config.defense.name in ADAPTIVE:
+        config.validation.norm = 'l2'
+    config.validation.select_metric = 'score' if natural else 'robust_score'
+    config.validation.eps = 2 * unit
+    config.optimizer.name = 'adamw'
+    config.optimizer.learning_rate = 2e-3
+    # Here quality under attack is a number per image, not right or wrong: every attack runs to its end.
+    config.eval.stop_when_fooled = False
+    config.eval.attacks = ConfigDict({
+        'ifgsm10_l2': threat('ifgsm', eps=(unit, 2 * unit, 4 * unit), norm='l2', num_steps=10),
+        'pgd100_l2': threat('pgd', eps=(unit, 2 * unit, 4 * unit), norm='l2', num_steps=100),
+        'smia100_l2': threat('smia', eps=(unit, 2 * unit, 4 * unit), norm='l2', num_steps=100),
+        'pgd100': threat('pgd', num_steps=100),
+        'smia100': threat('smia', num_steps=100),
+    })
+    return config
+
+
+ADAPTIVE = ('amat', 'ima')
