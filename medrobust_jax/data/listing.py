@@ -1,6 +1,6 @@
 """Which file belongs to which class, split and patient: from folders or from a table.
 
-Contents: `Entry`, `from_folders`, `from_table`, `class_names`, `choose`, `place`.
+Contents: `Entry`, `from_folders`, `from_table`, `class_names`, `choose`, `place`, `group_of`.
 
 Folders are `class/file` or `split/class/file`; a table is a CSV with the columns file, label and
 optionally split, group and slice. Where no split is given, one is made by class from a seed, and
@@ -65,7 +65,7 @@ def from_folders(root: Path, suffixes: Sequence[str], group_pattern: str | None 
     folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir()]
     nested = [folder for folder in folders if folder.name in SPLITS]
     parents = [(folder.name, folder) for folder in nested] if nested else [('', root)]
-    entries = [Entry(path, folder.name, split, _group(path.name, group_pattern))
+    entries = [Entry(path, folder.name, split, group_of(path.name, group_pattern))
                for split, parent in parents
                for folder in sorted(parent.iterdir()) if folder.is_dir()
                for path in sorted(folder.iterdir()) if path.suffix.lower() in suffixes]
@@ -143,7 +143,12 @@ def _rows(entries: Sequence[Entry], seed: int,
     return stratified_split(labels, seed=seed, fractions=fractions, groups=groups)
 
 
-def _group(name: str, pattern: str | None) -> str:
+def group_of(name: str, pattern: str | None) -> str:
+    """The first bracket of `pattern` (or the whole match) in a file name, '' without a pattern.
+
+    Raises:
+      ValueError: where the name lacks it.
+    """
     if pattern is None:
         return ''
     match = re.search(pattern, name)

@@ -1,6 +1,7 @@
 """DICOM and NIfTI slices, through a stated window, as images in [0, 1].
 
-Contents: `open_dicom`, `open_nifti`, `apply_window`, `read_dicom`, `read_volume`.
+Contents: `open_dicom`, `open_nifti`, `apply_window`, `read_dicom`, `read_volume`, `read_nifti`,
+`read_spacing`, `windowed`.
 
 A window (center, width) in the file's own units (Hounsfield units for CT) maps center - width/2 to
 0 and center + width/2 to 1 and clips outside: DICOM's LINEAR_EXACT function. Common ones are
@@ -16,7 +17,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import nibabel
 import numpy as np
@@ -135,16 +136,47 @@ def read_dicom(path: Path, window: Window | str) -> np.ndarray:
 
 def read_volume(path: Path, window: Window | str) -> np.ndarray:
     """A 3-D NIfTI volume, float32 in [0, 1]; see `open_nifti`."""
-    if not path.is_file():
-        raise FileNotFoundError(f'no file {path}')
+    return windowed(read_nifti(path)[0], window, path)
+
+
+def read_nifti(path: Path, channel: int | None = None) -> tuple[np.ndarray, tuple[float, ...]]:
+    """The values of a 3-D NIfTI volume and its spacing.
+
+    Args:
+      path: the file.
+      channel: which one of a 4-D volume's last axis; None refuses 4-D volumes.
+
+    Returns:
+      `(values float64 [X, Y, Z], spacing in the file's unit, one per axis)`.
+
+    Raises:
+      FileNotFoundError: when the file is absent.
+      ValueError: naming the file, when it is damaged, not 3-D, not finite or lacks the channel.
+    """
+    image = _nifti(path)
     try:
-        values = np.asarray(nibabel.load(path).dataobj, dtype=np.float64)  # type: ignore[attr-defined]
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise ValueError(f'{path} is truncated, damaged or no NIfTI file ({error})') from error
+        values = np.asarray(image.dataobj, dtype=np.float64)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(f'{path} is truncated or damaged ({error})') from error
+    spacing = tuple(float(zoom) for zoom in image.header.get_zooms()[:3])
+    if values.ndim == 4 and channel is not None:
+        if not 0 <= channel < values.shape[3]:
+            raise ValueError(f'{path}: no channel {channel}; there are {values.shape[3]}')
+        values = values[..., channel]
     if values.ndim != 3:
         raise ValueError(f'{path}: a volume of shape {values.shape}; 3-D ones are read')
     if not np.isfinite(values).all():
         raise ValueError(f'{path} holds NaN or inf')
+    return values, spacing
+
+
+def read_spacing(path: Path) -> tuple[float, ...]:
+    """The spacing in a NIfTI file's header, one number per spatial axis; reads no voxel."""
+    return tuple(float(zoom) for zoom in _nifti(path).header.get_zooms()[:3])
+
+
+def windowed(values: np.ndarray, window: Window | str, path: Path) -> np.ndarray:
+    """Values through a window, or from their minimum to their maximum for 'volume'; float32 in [0, 1]."""
     if window == 'volume':
         low, high = values.min(), values.max()
         if low == high:
@@ -172,6 +204,15 @@ def _dicom(path: Path, *, header_only: bool = False) -> pydicom.Dataset:
         return pydicom.dcmread(path, stop_before_pixels=header_only)
     except (InvalidDicomError, EOFError, OSError) as error:
         raise ValueError(f'{path} is truncated, damaged or no DICOM file ({error})') from error
+
+
+def _nifti(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f'no file {path}')
+    try:
+        return nibabel.load(path)  # type: ignore[attr-defined]
+    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(f'{path} is truncated, damaged or no NIfTI file ({error})') from error
 
 
 def _patient(path: Path) -> str:
