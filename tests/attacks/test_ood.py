@@ -42,6 +42,20 @@ def test_moves_are_adamax_on_normalized_gradients():
     np.testing.assert_allclose(state.images.reshape(4, 16), x + d, atol=1e-4)
 
 
+def test_the_attack_inside_the_distribution_is_adamax_on_signs():
+    eps, steps = .2, 15
+    victim = Victim(forward, distance, lambda outputs, targets: jnp.ones(4, bool))
+    state = jax.jit(lambda: advance(pgd_adamax(num_steps=steps, start='clean'), victim, KEYS, IMAGES, WANTED,
+                                    eps=eps))()
+    x, w = IMAGES.reshape(4, 16).astype(np.float64), WEIGHTS.astype(np.float64)
+    d, m, u = np.zeros_like(x), np.zeros_like(x), np.zeros_like(x)
+    for t in range(1, steps + 1):
+        g = np.sign(((x + d - .5) @ w - WANTED) @ w.T)
+        m, u = .9 * m + .1 * g, np.maximum(.999 * u, 1 + 1e-8)
+        d = np.clip(np.clip(d + .2 * eps * m / (1 - .9**t) / u, -eps, eps) + x, 0, 1) - x
+    np.testing.assert_allclose(state.images.reshape(4, 16), x + d, atol=1e-5)
+
+
 def test_wanted_outputs_are_reached_inside_ball_and_box():
     tolerance = .02
     victim = reaching(forward, distance, tolerance=tolerance)
