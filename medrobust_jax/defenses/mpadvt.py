@@ -30,14 +30,14 @@ from medrobust_jax.defenses.standard import stateless, victim_of
 def mpadvt(task: Task, *, eps_low: float = 0.01, eps_high: float = 0.04, max_steps: int = 9,
            step_size: float = 1 / 255, probability: float = 0.5, l1_weight: float = 0.01, norm: str = 'linf',
            attack_batch_norm: str = 'eval') -> Defense:
-    """`min E [loss(f(x'), y)] + l1_weight ||theta||_1`, where the whole batch x' is, by chance, perturbed or not.
+    """`min E [loss(f(x'), y)] + l1_weight mean|theta|`, where the whole batch x' is, by chance, perturbed or not.
 
     With `probability` a batch is replaced by PGD at `eps ~ U(eps_low, eps_high)` with a number of steps drawn
     uniformly from 1 to `max_steps`; both are drawn once per batch. Batches that are left alone cost no attack
     steps.
 
-    The norm of the weights is the sum over all parameters with more than one axis [ours; what the published code
-    sums over is not known], so its force depends on the size of the network.
+    The mean is over the entries of all parameters with more than one axis [ours]: the published constant is known,
+    what it multiplies is not, and .01 times the sum drove every weight of a small network to 0.
 
     BatchNorm: `attack_batch_norm` while crafting, 'train' on the batch.
 
@@ -82,8 +82,9 @@ def mpadvt(task: Task, *, eps_low: float = 0.01, eps_high: float = 0.04, max_ste
              crafted: Array, step: Array, keys: Array) -> tuple:
         targets = task.targets(batch)
         outputs, model_state = forward(params, model_state, crafted, batch_norm='train')
-        weights = sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
-        return (task.loss(outputs, targets) + l1_weight * weights,
+        weights = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1]
+        size = sum(jnp.abs(leaf).sum() for leaf in weights) / max(sum(leaf.size for leaf in weights), 1)
+        return (task.loss(outputs, targets) + l1_weight * size,
                 (model_state, {'accuracy': task.acceptable(outputs, targets)}))
 
     return stateless(craft, loss)
