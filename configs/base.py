@@ -21,7 +21,7 @@ def base_config(defense: str = 'natural', task: str = 'classification') -> Confi
 
     config.data = ConfigDict()
     config.data.name = ''  # as medrobust_jax.data.registry.load takes it
-    config.data.size = placeholder(int)  # height and width to resize to; None keeps the files' size
+    config.data.size = placeholder(int)  # side to resize to, (height, width) among the options; None: as it is
     config.data.options = ConfigDict()  # further options of the data set's opener
     config.data.train_split = 'train'
     config.data.validation_split = 'val'

@@ -105,8 +105,8 @@ def load_split(config: ConfigDict, split: str, data_dir: str | None) -> Source:
     """Opens one split of the config's data set."""
     if not config.data.name:
         raise ValueError('config.data.name is empty: name a data set, e.g. --config.data.name=folder:my_images')
-    return registry.load(config.data.name, split, data_dir=data_dir, size=config.data.size,
-                         **config.data.options.to_dict())
+    options = {'size': config.data.size, **config.data.options.to_dict()}  # a pair stands among the options
+    return registry.load(config.data.name, split, data_dir=data_dir, **options)
 
 
 def examples_of(source: Source, task: Task, max_examples: int | None) -> Examples:

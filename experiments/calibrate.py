@@ -6,7 +6,7 @@
         --config.task.calibrated_on=runs/acdc/natural/0
 
 Writes thresholds.json into the workdir: an output is acceptable whose quality (`Task.quality`) is as good as what
-the task's `threshold_of` makes of the clean model's own qualities on the images of one split, training images
+the task's `threshold_of` makes of the clean model's own qualities on all images of one split, training images
 unless --calibration_split says otherwise. Evaluations judge by the same thresholds with
 --config.eval.calibrated_on.
 """
@@ -35,7 +35,7 @@ def calibrate(config: ConfigDict, workdir: str | Path, *, split: str, data_dir: 
     if config.defense.name != 'natural':
         raise ValueError(f"thresholds come from a clean-trained model; the defense is '{config.defense.name}'")
     config = config.copy_and_resolve_references()
-    config.eval.split = split
+    config.eval.split, config.eval.max_examples = split, None
     subject, examples, task = subject_of(config, workdir, data_dir=data_dir)
     if task.quality is None or task.threshold_of is None:
         raise ValueError(f"the criterion of the task '{task.name}' has no thresholds to calibrate")

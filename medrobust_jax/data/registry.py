@@ -18,7 +18,25 @@ from collections.abc import Callable
 from typing import Any
 
 from medrobust_jax.core.checks import did_you_mean
-from medrobust_jax.data import acdc, busi, image_folder, medical_files, medmnist, npz_file, phantoms, phantoms_organs
+from medrobust_jax.data import (
+    aasce,
+    acdc,
+    bccd,
+    busi,
+    cephalometric,
+    chest,
+    ead,
+    image_folder,
+    medical_files,
+    medmnist,
+    npz_file,
+    phantoms,
+    phantoms_cells,
+    phantoms_findings,
+    phantoms_organs,
+    phantoms_segmentation,
+    phantoms_spine,
+)
 from medrobust_jax.data.builders.reading import open_tfds
 from medrobust_jax.data.resize import Size
 from medrobust_jax.data.source import Source
@@ -31,6 +49,16 @@ SOURCES: dict[str, Opener] = {
     'organ_phantom': phantoms_organs.organ_phantoms,
     'busi': busi.open_busi,
     'acdc': acdc.open_acdc,
+    'aasce': aasce.open_aasce,
+    'bccd': bccd.open_bccd,
+    'cephalometric': cephalometric.open_cephalometric,
+    'chest': chest.open_chest,
+    'ead': ead.open_ead,
+    'cardiac_phantom': phantoms_segmentation.cardiac_phantoms,
+    'cardiac_volume': phantoms_segmentation.cardiac_volumes,
+    'cell_phantom': phantoms_cells.cell_phantoms,
+    'chest_phantom': phantoms_findings.chest_phantoms,
+    'spine_phantom': phantoms_spine.spine_phantoms,
     **{name: functools.partial(medmnist.open_medmnist, name) for name in medmnist.DATASETS},
 }
 # Prefix -> (place, split, *, options) -> Source.

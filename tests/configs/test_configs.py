@@ -17,7 +17,7 @@ from medrobust_jax.parallel.mesh import data_mesh, put_batch
 from medrobust_jax.train.state import create_state
 from medrobust_jax.train.step import make_train_step
 
-PARTS = ('__init__', 'base', 'defenses', 'medmnist_cpu')  # what configs are made of
+PARTS = ('__init__', 'base', 'defenses', 'dense_cpu', 'medmnist_cpu', 'tasks')  # what configs are made of
 EVERYWHERE = ('natural', 'pgd_at', 'trades', 'amat')  # the others: with one config, and with all in the long tests
 NAMES = sorted(path.stem for path in Path(configs.__file__).parent.glob('*.py') if path.stem not in PARTS)
 ROWS = 16
@@ -29,8 +29,16 @@ def get_config(name, defense):
     return importlib.import_module(f'configs.{name}').get_config(defense)
 
 
-def images_like(name, split, *, size=None, **_):
+# Drawn images in the place of data sets whose targets are no labels.
+PHANTOMS = {'acdc': 'cardiac_phantom', 'aasce': 'spine_phantom', 'bccd': 'cell_phantom', 'chestmnist': 'chest_phantom'}
+OWN_OPTIONS = {'spine_phantom': {'num_vertebrae': 17}, 'cell_phantom': {'size': 64}}
+
+
+def images_like(name, split, *, size=None, **options):
     """Random images in the shape of the named data set, every class among them."""
+    if name in PHANTOMS:
+        given = {'size': size or options.get('size', 32), **OWN_OPTIONS.get(PHANTOMS[name], {})}
+        return registry.SOURCES[PHANTOMS[name]](split, num_examples=ROWS, **given)
     classes, channels = (DATASETS[name].class_names, DATASETS[name].channels) if name in DATASETS else ('abcd', 1)
     size = size or 28
     pixels = np.random.default_rng(0).integers(0, 256, (ROWS, size, size, channels), dtype=np.uint8)
