@@ -38,14 +38,12 @@ class Matches(NamedTuple):
       score: `[D]`.
       right: `[10, D]` bool, whether it found a box, at each overlap in `IOUS`.
       num_true: `[N]`, the class's boxes in each image.
-      num_found: `[N]`, how many of them were found at overlap .5.
     """
 
     image: np.ndarray
     score: np.ndarray
     right: np.ndarray
     num_true: np.ndarray
-    num_found: np.ndarray
 
 
 def best_overlaps(detections: Detections, targets: Detections) -> tuple[np.ndarray, np.ndarray]:
@@ -89,14 +87,12 @@ def match(detections: Detections, targets: Detections, num_classes: int) -> list
     for number in range(num_classes):
         images = evaluation.evalImgs[number * num_images:(number + 1) * num_images]
         parts = [(image, part) for image, part in enumerate(images) if part is not None]
-        counts = np.zeros((2, num_images))
-        for image, part in parts:
-            counts[:, image] = len(part['gtIds']), (part['gtMatches'][0] > 0).sum()
+        num_true = np.asarray([0. if part is None else len(part['gtIds']) for part in images])
         matches.append(Matches(
             np.concatenate([np.full(len(part['dtScores']), image) for image, part in parts] or [[]]).astype(int),
             np.concatenate([part['dtScores'] for _, part in parts] or [[]]),
             np.concatenate([np.zeros((10, 0), bool), *(part['dtMatches'] > 0 for _, part in parts)], axis=1),
-            *counts))
+            num_true))
     return matches
 
 
@@ -117,20 +113,26 @@ def precisions(matches: Sequence[Matches], weights: np.ndarray, *, overlaps: Seq
 
 
 def detection_metrics(detections: Detections, targets: Detections, groups: ArrayLike | None = None, *,
-                      class_names: Sequence[str], num_resamples: int = 400) -> dict[str, Estimate]:
+                      class_names: Sequence[str], decision_score: float = .25,
+                      num_resamples: int = 400) -> dict[str, Estimate]:
     """All that detections tell, with 95 % intervals that resample images, or patients.
+
+    Average precision is over all thresholds of the score and takes all detections. Everything else judges what
+    a user would be shown, the detections whose score is above `decision_score`.
 
     Args:
       detections: 'boxes', 'scores', 'classes', 'valid'.
       targets: 'boxes', 'box_labels', 'box_mask'.
       groups: [N] patient ids, resampled as wholes, or None.
       class_names: one per class.
+      decision_score: in [0, 1); .25 [ours, a customary setting of detectors].
       num_resamples: of the bootstrap.
 
     Returns:
       Name to estimate: 'map' (COCO's mean over overlaps .5 to .95 and classes), 'ap50', 'average_iou'
-      (`best_overlaps`), 'recall' (of boxes of all classes, at overlap .5), 'ap50/<class>', 'recall/<class>'
-      and 'detections_per_image'. NaN, with the reason in `method`, where there are no boxes.
+      (`best_overlaps`), 'recall' (share of the boxes that are found at overlap .5), 'precision' (share of the
+      detections that find one), 'detections_per_image', 'ap50/<class>' and 'recall/<class>'. NaN, with the
+      reason in `method`, where there are no boxes (for precision: no detections).
 
     Raises:
       ValueError: unequal numbers of images, or a detection that is not finite.
@@ -145,18 +147,30 @@ def detection_metrics(detections: Detections, targets: Detections, groups: Array
             return precisions(of_classes, np.ones(len(chosen)) if weights is None else weights, overlaps=overlaps)
         return draw(statistic, (rows,))
 
-    num_found = np.stack([each.num_found for each in matches])
+    confident = np.asarray(detections['scores']) > decision_score
+    shown = {**detections, 'valid': np.asarray(detections['valid']) & confident}
     num_true = np.stack([each.num_true for each in matches])
-    found_per_image = np.asarray(detections['valid']).sum(axis=1).astype(float)
+    num_found = np.stack([_found(each, decision_score, len(rows)) for each in matches])
+    num_shown = shown['valid'].sum(axis=1).astype(float)
     result = {'map': precision(matches, range(10)), 'ap50': precision(matches, [0]),
-              'average_iou': draw(_ratio, best_overlaps(detections, targets)),
+              'average_iou': draw(_ratio, best_overlaps(shown, targets)),
               'recall': draw(_ratio, (num_found.sum(0), num_true.sum(0))),
-              'detections_per_image': draw(_ratio, (found_per_image, np.ones(len(rows))))}
+              'precision': draw(_ratio, (num_found.sum(0), num_shown)),
+              'detections_per_image': draw(_ratio, (num_shown, np.ones(len(rows))))}
     for number, name in enumerate(class_names):
         result[f'ap50/{name}'] = precision(matches[number:number + 1], [0])
         result[f'recall/{name}'] = draw(_ratio, (num_found[number], num_true[number]))
-    return {name: each._replace(method='undefined (no boxes)') if np.isnan(each.value) else each
-            for name, each in result.items()}
+    return {name: each._replace(method=f"undefined (no {'detections' if name == 'precision' else 'boxes'})")
+            if np.isnan(each.value) else each for name, each in result.items()}
+
+
+def _found(matches: Matches, decision_score: float, num_images: int) -> np.ndarray:
+    """How many boxes of each image were found at overlap .5 by detections above a score, `[N]`.
+
+    Detections are matched by falling score, so those below do not change what those above find.
+    """
+    chosen = matches.right[0] & (matches.score > decision_score)
+    return np.bincount(matches.image[chosen], minlength=num_images).astype(float)
 
 
 def _average_precision(matches: Matches, weights: np.ndarray, overlap: int) -> np.ndarray:

@@ -124,7 +124,7 @@ def test_perfect_detections_and_none():
     perfect = {'boxes': true['boxes'], 'scores': true['box_mask'].astype(float), 'classes': true['box_labels'],
                'valid': true['box_mask']}
     got = detection_metrics(perfect, true, class_names=NAMES, num_resamples=20)
-    for name in ('map', 'ap50', 'average_iou', 'recall', 'recall/WBC'):
+    for name in ('map', 'ap50', 'average_iou', 'recall', 'precision', 'recall/WBC'):
         assert got[name].value == pytest.approx(1)
     nothing = {**perfect, 'valid': np.zeros_like(true['box_mask'])}
     got = detection_metrics(nothing, true, class_names=NAMES, num_resamples=20)
@@ -143,7 +143,23 @@ def test_images_without_objects_count_and_sets_without_are_undefined():
     for name in ('map', 'average_iou', 'recall', 'ap50/RBC'):
         assert np.isnan(got[name].value)
         assert got[name].method == 'undefined (no boxes)'
-    assert got['detections_per_image'].value == 10
+    assert got['detections_per_image'].value == (found['scores'][found['valid']] > .25).sum() / 9
+    assert got['precision'].value == 0
+
+
+def test_decisions_are_judged_above_a_score():
+    found, true = scene()
+    confident = {**found, 'valid': found['valid'] & (found['scores'] > .6)}
+    got = detection_metrics(found, true, class_names=NAMES, decision_score=.6, num_resamples=5)
+    alone = detection_metrics(confident, true, class_names=NAMES, decision_score=0, num_resamples=5)
+    for name in ('average_iou', 'recall', 'precision', 'detections_per_image', 'recall/WBC'):
+        assert got[name].value == pytest.approx(alone[name].value)
+    assert got['ap50'].value > alone['ap50'].value
+    hits = sum((matches.right[0] & (matches.score > .6)).sum() for matches in match(found, true, 3))
+    assert got['precision'].value == pytest.approx(hits / confident['valid'].sum())
+    assert got['recall'].value == pytest.approx(hits / true['box_mask'].sum())
+    nothing = detection_metrics(found, true, class_names=NAMES, decision_score=.9999, num_resamples=5)['precision']
+    assert nothing.method == 'undefined (no detections)'
 
 
 def test_refusals():
