@@ -120,7 +120,7 @@ def resample(values: np.ndarray, factors: tuple[float, ...]) -> np.ndarray:
     smooth = ndimage.gaussian_filter(values.astype(np.float32), sigma, mode='nearest')
     shape = [max(1, round(factor * size)) for factor, size in zip(factors, values.shape, strict=True)]
     exact = [new / old for new, old in zip(shape, values.shape, strict=True)]
-    return ndimage.zoom(smooth, exact, order=1, mode='nearest', grid_mode=True)
+    return np.asarray(ndimage.zoom(smooth, exact, order=1, mode='nearest', grid_mode=True))
 
 
 def _source(task: str, split: str, size: int, data_dir: Directory, axis: int | None, spacing: float | None,

@@ -100,7 +100,9 @@ def conv_general_dilated(
 
 
 def _conv(images: Array, kernels: Array, window: Window) -> Array:
-    """The stock convolution, or a matrix product where the stock one is slow."""
+    """The stock convolution, or a matrix product where the stock one is slow; of volumes, slice by slice."""
+    if images.ndim == 5:
+        return _folded(images, kernels, window)
     reach = (extent(size, step) for size, step in zip(kernels.shape[:-2], window.dilation, strict=True))
     if any(size < span for size, span in zip(images.shape[1:-1], reach, strict=True)):
         # XLA:CPU runs kernels larger than the image through a naive loop nest, 20 times slower: a
@@ -111,6 +113,20 @@ def _conv(images: Array, kernels: Array, window: Window) -> Array:
         images, kernels, window.strides, window.padding,
         rhs_dilation=window.dilation, dimension_numbers=LAYOUTS[images.ndim],
     )
+
+
+def _folded(images: Array, kernels: Array, window: Window) -> Array:
+    """A convolution of volumes as one of slices, for which the taps along the first axis are channels.
+
+    XLA:CPU's own convolution of volumes takes 5 times as long (3x3x3 at 32^3 with 16 channels).
+    """
+    first, rest = (Window(*(values[part] for values in window)) for part in (slice(1), slice(1, None)))
+    lines = images.reshape(*images.shape[:2], -1)
+    parts = [part for _, part in taps(lines, kernels.shape[:1], first, 0)]
+    slices = [part.reshape(-1, *images.shape[2:]) for part in parts]
+    flat = jnp.moveaxis(kernels, 0, -3).reshape(*kernels.shape[1:3], -1, kernels.shape[-1])
+    out = _conv(jnp.concatenate(slices, axis=-1), flat, rest)
+    return out.reshape(images.shape[0], -1, *out.shape[1:])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
