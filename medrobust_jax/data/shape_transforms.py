@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from medrobust_jax.core import rng
-from medrobust_jax.core.shapes import ShapeModel, fit_shapes, fit_spline, move_points, sample_shapes, warp
+from medrobust_jax.core.shapes import ShapeModel, fit_shapes, sample_shapes
+from medrobust_jax.core.splines import fit_spline, move_points, warp
 from medrobust_jax.core.types import Array, Batch
 from medrobust_jax.data.source import ArraySource, Source, all_of, gather, read_batch
 from medrobust_jax.data.transforms import Transform

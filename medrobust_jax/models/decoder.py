@@ -73,7 +73,7 @@ class Decoder(nn.Module):
         return x
 
 
-def enlarge(x: Array, size: tuple[int, int]) -> Array:
+def enlarge(x: Array, size: Sequence[int]) -> Array:
     """Repeats every pixel twice each way, and the last ones once more where `size` is odd.
 
     Args:

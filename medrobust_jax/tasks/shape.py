@@ -85,7 +85,7 @@ def shape(num_points: int, *, size: Sequence[int], threshold: tuple[float, ...] 
                 quality=quality, threshold_of=partial(robust_threshold, z=z))
 
 
-def _predict(outputs: Outputs) -> dict[str, Array]:
+def _predict(outputs: Outputs) -> Any:
     return {'points': outputs['points'], 'mask': (outputs['mask'] > 0).astype(jnp.uint8)}
 
 
