@@ -23,7 +23,8 @@ def for_images(config: ConfigDict, *, num_values: int, num_steps: int = 10) -> C
     config.defense.attack.options.norm = 'l2'
     config.defense.attack.options.num_steps = num_steps
     # Steps add up to 4 radii for adaptive margins (alpha of the paper's code), to 2.5 elsewhere.
-    config.defense.attack.options.relative_step_size = 4 / num_steps if config.defense.name in ADAPTIVE else 2.5 / num_steps
+    length = 4 if config.defense.name in ADAPTIVE else 2.5
+    config.defense.attack.options.relative_step_size = length / num_steps
     if config.defense.name in ADAPTIVE:
         config.validation.norm = 'l2'
     config.validation.select_metric = 'score' if natural else 'robust_score'

@@ -83,7 +83,8 @@ def subject_of(config: ConfigDict, workdir: str | Path, *, data_dir: str | None 
     fingerprints = {'config_fingerprint': config_fingerprint(trained),
                     'checkpoint_fingerprint': metadata['checkpoint_fingerprint'],
                     'dataset_fingerprint': source.info.fingerprint}
-    subject = Subject(forward, (params, model_state), task, identity, fingerprints)
+    subject = Subject(forward, (params, model_state), task, identity, fingerprints,
+                      build.criterion_of(config, judged=True))
     return subject, build.examples_of(source, task, config.eval.max_examples), task
 
 

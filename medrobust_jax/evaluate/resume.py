@@ -59,23 +59,20 @@ class Snapshots:
         return Snapshots(self._path, {'outer': self._about, **more}, every_seconds=self.every_seconds)
 
     def save_if_due(self, state: Callable[[], Mapping[str, np.ndarray]]) -> None:
-        """Saves `state()` if the last save is long enough ago: `every_seconds`, and 20 times what a save takes.
-
-        A disk that refuses costs the snapshot, not the search.
-        """
+        """Saves `state()` if the last save is long enough ago: `every_seconds`, and 20 times what a save takes."""
         if time.monotonic() - self._last < max(self.every_seconds, 20 * self._cost):
             return
         started = time.monotonic()
-        try:
-            self.save(state())
-        except OSError as error:
-            logging.warning('no snapshot was saved, so a kill would lose more: %s', error)
+        self.save(state())
         self._last = time.monotonic()
         self._cost = self._last - started
 
     def save(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Saves now, whole or not at all."""
-        save_arrays(self._path, {**arrays, 'about': np.asarray(self._about)}, compressed=False)
+        """Saves now, whole or not at all. A disk that refuses costs the snapshot, not the search."""
+        try:
+            save_arrays(self._path, {**arrays, 'about': np.asarray(self._about)}, compressed=False)
+        except OSError as error:
+            logging.warning('no snapshot was saved, so a kill would lose more: %s', error)
 
 
 def digest_of(*arrays: Any) -> str:

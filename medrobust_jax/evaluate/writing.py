@@ -38,6 +38,7 @@ class Subject(NamedTuple):
       task: what is asked of it.
       identity: the fields of `records.Row` that say who it is: dataset, split, model, defense, seed.
       fingerprints: 'config_fingerprint', 'checkpoint_fingerprint', 'dataset_fingerprint'.
+      criterion: the thresholds of the task's criterion; empty for its default, or where it has none.
     """
 
     forward: ModelForward
@@ -45,6 +46,7 @@ class Subject(NamedTuple):
     task: Task
     identity: Mapping[str, Any]
     fingerprints: Mapping[str, str]
+    criterion: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass
@@ -66,6 +68,8 @@ class ResultWriter:
              options: Mapping, warnings: tuple[str, ...], seconds: float, **measured: Any) -> None:
         evidence = provenance(**self.subject.fingerprints, block_width=self.layout.width,
                               wall_seconds=seconds) | measured
+        if self.subject.criterion:
+            evidence['criterion'] = list(self.subject.criterion)
         settings = {**options, 'attack_seed': self.seed, 'stop_when_fooled': self.stops} if options else {}
         self.rows += records.rows_of(
             estimates, **self.subject.identity, attack=attack, norm=norm, eps=eps,

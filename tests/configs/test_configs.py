@@ -30,7 +30,8 @@ def get_config(name, defense):
 
 
 # Drawn images in the place of data sets whose targets are no labels.
-PHANTOMS = {'acdc': 'cardiac_phantom', 'aasce': 'spine_phantom', 'bccd': 'cell_phantom', 'chestmnist': 'chest_phantom'}
+PHANTOMS = {'acdc': 'cardiac_phantom', 'aasce': 'spine_phantom', 'bccd': 'cell_phantom',
+            'chestmnist': 'chest_phantom'}
 OWN_OPTIONS = {'spine_phantom': {'num_vertebrae': 17}, 'cell_phantom': {'size': 64}}
 
 
