@@ -20,6 +20,7 @@ REQUIRED = [
     'optax>=0.2.8',
     'orbax-checkpoint>=0.12',
     'pillow>=10',
+    'pycocotools>=2.0.8',
     'pydicom>=3',
     'scikit-learn>=1.5',
     'scipy>=1.13',
