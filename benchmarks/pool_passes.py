@@ -69,4 +69,4 @@ def _work(config: ConfigDict, workdir: str) -> None:
 
 
 if __name__ == '__main__':
-    main.launch(_work)
+    main.launch(_work, device_per_core=True)
