@@ -46,8 +46,10 @@ def _landmarks(task: ConfigDict) -> None:
 
 def _detection(task: ConfigDict) -> None:
     task.weights = (1.0, 1.0, 1.0)  # of box, objectness and class loss
-    task.max_detections = 64
+    task.max_detections = 100
 
 
 def _shape(task: ConfigDict) -> None:
+    task.z = 3.0  # robust standard deviations that a distance may lie above the clean one
+    task.contour = 'boundary'  # or 'spine': the order in which points enclose the mask
     task.cobb_angles = False

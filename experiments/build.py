@@ -21,6 +21,7 @@ from experiments.tasks import make_task, thresholds_of
 from medrobust_jax.attacks.registry import (
     MINIMUM_NORM,
     NEEDS_LOGITS,
+    NEEDS_PIXEL_LOGITS,
     TAKES_TASK_LOSS,
     TARGETED,
     create_attack,
@@ -30,6 +31,7 @@ from medrobust_jax.core import balls
 from medrobust_jax.core.checks import check_eps, did_you_mean
 from medrobust_jax.core.types import Defense, Task
 from medrobust_jax.data import loader, registry, transforms
+from medrobust_jax.data.shape_transforms import model_of, shape_warp
 from medrobust_jax.data.source import Source, SourceInfo, all_of, read_batch
 from medrobust_jax.evaluate.ensembles import autoattack, medical_ensemble
 from medrobust_jax.evaluate.suite import Ensemble, Examples, Threat
@@ -208,10 +210,15 @@ def build_optimizer(config: ConfigDict, durations: Durations) -> optax.GradientT
                             clip_norm=chosen.clip_norm)
 
 
-def build_augment(config: ConfigDict) -> Any:
-    """The composed augmentation, or None."""
+def build_augment(config: ConfigDict, source: Source) -> Any:
+    """The composed augmentation, or None; a shape model is fitted to the source."""
     chosen = []
     for name, options in config.data.augment:
+        if name == 'shape_warp':
+            options = dict(options)
+            model = model_of(source, num_modes=options.pop('num_modes'))
+            chosen.append(shape_warp(model, **options))
+            continue
         if name not in transforms.TRANSFORMS:
             did_you_mean(name, transforms.TRANSFORMS, 'augmentation in config.data.augment')
         chosen.append(transforms.TRANSFORMS[name](**dict(options)))
@@ -234,6 +241,9 @@ def build_threats(attacks: Mapping[str, Any], task: Task) -> list[Threat | Ensem
         if spec['attack'] == 'smia':
             # On a task of its own the divergence is the task's, unless the config names one.
             options.setdefault('stabilization', task.divergence)
+        if spec['attack'] in NEEDS_PIXEL_LOGITS and task.name != 'segmentation':
+            raise ValueError(f"config.eval.attacks.{name}: '{spec['attack']}' reads logits per pixel, and the "
+                             f"task '{task.name}' has none; pgd, smia, apgd take any task")
         if task.name != 'classification':
             if spec['attack'] in NEEDS_LOGITS:
                 raise ValueError(f"config.eval.attacks.{name}: '{spec['attack']}' reads one logit per class, and "

@@ -18,6 +18,7 @@ from medrobust_jax.tasks.landmarks import landmarks
 from medrobust_jax.tasks.multilabel import multilabel
 from medrobust_jax.tasks.ordinal import ordinal
 from medrobust_jax.tasks.segmentation import segmentation
+from medrobust_jax.tasks.shape import shape
 
 THRESHOLDS = 'thresholds.json'  # in the workdir of the model that was measured
 
@@ -83,7 +84,12 @@ def _detection(chosen: ConfigDict, info: SourceInfo, training: bool, criterion: 
                      class_names=info.class_names, **criterion)
 
 
+def _shape(chosen: ConfigDict, info: SourceInfo, training: bool, criterion: dict) -> Task:
+    return shape(info.num_classes, size=info.image_shape[:2], z=chosen.z, contour=chosen.contour,
+                 cobb_angles=chosen.cobb_angles, **criterion)
+
+
 _MAKERS: dict[str, Callable[[ConfigDict, SourceInfo, bool, dict], Task]] = {
     'classification': _classification, 'ordinal': _ordinal, 'multilabel': _multilabel,
-    'segmentation': _segmentation, 'landmarks': _landmarks, 'detection': _detection,
+    'segmentation': _segmentation, 'landmarks': _landmarks, 'detection': _detection, 'shape': _shape,
 }

@@ -62,7 +62,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, *, data_dir: str
         select_metric=config.validation.select_metric, eval_every=durations.steps(config.train.eval_every_epochs),
         checkpoint_every=durations.steps(config.train.checkpoint_every_epochs), workdir=workdir,
         config_dict=build.training_config(config), seed=config.seed, mesh=mesh, log_every=config.train.log_every,
-        ema_decay=config.train.ema_decay, augment=build.build_augment(config), progress=progress)
+        ema_decay=config.train.ema_decay, augment=build.build_augment(config, train), progress=progress)
 
 
 def _train_batches(source: Any, config: ConfigDict, start_step: int) -> Any:

@@ -1,7 +1,7 @@
 """Attacks by name, for configs and the command line.
 
 Contents: `ATTACKS`, `create_attack`, `norm_of_attack`, and what an evaluation must know: `MINIMUM_NORM`,
-`TARGETED`, `NEEDS_LOGITS`, `TAKES_TASK_LOSS`, `BLACK_BOX`.
+`TARGETED`, `NEEDS_LOGITS`, `NEEDS_PIXEL_LOGITS`, `TAKES_TASK_LOSS`, `BLACK_BOX`.
 
 Example:
 
@@ -19,14 +19,17 @@ from medrobust_jax.attacks import (
     corruptions,
     ddn,
     deepfool,
+    dense,
     directions,
     estimation,
     fab,
     fmn,
     hopskipjump,
     noise,
+    ood,
     patch,
     pgd,
+    sea,
     simba,
     spatial,
     square,
@@ -62,7 +65,11 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     'mi_fgsm': pgd.mi_fgsm,
     'di_fgsm': pgd.di_fgsm,
     'ti_fgsm': pgd.ti_fgsm,
+    'pgd_adamax': ood.pgd_adamax,
     'smia': stabilized.smia,
+    'segpgd': dense.segpgd,
+    'cospgd': dense.cospgd,
+    **{f'sea_{name}': partial(sea.sea_run, name) for name in sea.SEA_LOSSES},
     'noise': noise.noise,
     'apgd': apgd.apgd,
     'apgd_targeted': apgd.apgd_targeted,
@@ -92,6 +99,8 @@ TARGETED = frozenset({'apgd_targeted', 'fab_targeted'})
 # Attacks that read one logit per class.
 NEEDS_LOGITS = frozenset({'pgd_margin', 'apgd_targeted', 'fab', 'fab_targeted', 'cw_linf', 'cw_l2', 'fmn',
                           'deepfool', 'simba'})
+# Attacks that read one logit per class at every pixel.
+NEEDS_PIXEL_LOGITS = frozenset({'segpgd', 'cospgd', *(f'sea_{name}' for name in sea.SEA_LOSSES)})
 # Attacks whose default loss reads one logit per class, and which take loss='task' instead.
 TAKES_TASK_LOSS = frozenset({'apgd', 'square'})
 # Attacks that ask for outputs or decisions only: they should not beat those that have the gradient.

@@ -164,7 +164,7 @@ class Task(NamedTuple):
     loss: Callable[[Outputs, Targets], Array]
     acceptable: Callable[[Outputs, Targets], Array]
     divergence: Callable[[Outputs, Outputs], Array]
-    predict: Callable[[Outputs], Array]
+    predict: Callable[[Outputs], PyTree]
     metrics: Callable[..., dict[str, Any]]
     verdict_metrics: Callable[..., dict[str, Any]]
     check_targets: Callable[[Targets], None]

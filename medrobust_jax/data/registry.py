@@ -27,8 +27,10 @@ from medrobust_jax.data import (
     chest,
     ead,
     image_folder,
+    mask_folder,
     medical_files,
     medmnist,
+    msd,
     npz_file,
     phantoms,
     phantoms_cells,
@@ -36,6 +38,7 @@ from medrobust_jax.data import (
     phantoms_organs,
     phantoms_segmentation,
     phantoms_spine,
+    voc,
 )
 from medrobust_jax.data.builders.reading import open_tfds
 from medrobust_jax.data.resize import Size
@@ -54,6 +57,8 @@ SOURCES: dict[str, Opener] = {
     'cephalometric': cephalometric.open_cephalometric,
     'chest': chest.open_chest,
     'ead': ead.open_ead,
+    'isic2017': mask_folder.open_isic2017,
+    'covid_lungs': mask_folder.open_covid_lungs,
     'cardiac_phantom': phantoms_segmentation.cardiac_phantoms,
     'cardiac_volume': phantoms_segmentation.cardiac_volumes,
     'cell_phantom': phantoms_cells.cell_phantoms,
@@ -67,6 +72,10 @@ PREFIXES: dict[str, Opener] = {
     'npz': npz_file.open_npz,
     'dicom': medical_files.open_dicom,
     'nifti': medical_files.open_nifti,
+    'masks': mask_folder.open_mask_folder,
+    'msd': msd.open_msd_slices,
+    'msd_volumes': msd.open_msd_volumes,
+    'voc': voc.open_voc,
     'tfds': open_tfds,
 }
 

@@ -2,7 +2,7 @@
 
 Contents: `SourceInfo`, `Source` (the protocol), `ArraySource` (arrays in memory), `Subset`,
 `read_batch` (several rows at once), `all_of`, `all_labels`, `gather` (everything, as arrays), `fingerprint`;
-`TARGETS` (what an example may carry besides its image).
+`TARGETS` (what an example may carry besides its image), `check_values`.
 
 A source hands out images in [0, 1]; how raw values got there stands in `info.range_map`, and
 what was read stands in `info.fingerprint`.
@@ -321,14 +321,14 @@ def _check_targets(targets: Record, images: np.ndarray, num_classes: int, what: 
         if array.ndim != rank or len(array) != len(images) or array.shape != shape:
             raise ValueError(f'{what}: {name} of shape {array.shape} for images of shape {images.shape}; '
                              f'expected [{axes}]')
-        _check_values(name, array, num_classes, what)
+        check_values(name, array, num_classes, what)
         small = name in ('segmentation', 'box_labels', 'findings') and num_classes <= 255
         checked[name] = array.astype(np.uint8 if small else dtype)
     return checked
 
 
-def _check_values(name: str, values: np.ndarray, num_classes: int, what: str) -> None:
-    """Raises for values that a target of this name cannot have; the row is named."""
+def check_values(name: str, values: np.ndarray, num_classes: int, what: str, *, first_row: int = 0) -> None:
+    """Raises for values [n, ...] that a target of this name cannot have; the row, from `first_row`, is named."""
     flat = values.reshape(len(values), -1)
     if name in ('points', 'boxes'):
         bad, rule = ~np.isfinite(flat), 'finite numbers'
@@ -340,4 +340,4 @@ def _check_values(name: str, values: np.ndarray, num_classes: int, what: str) ->
     rows = np.flatnonzero(bad.any(axis=1))
     if rows.size:
         value = flat[rows[0]][bad[rows[0]]][0]
-        raise ValueError(f'{what}: {name} of row {rows[0]} holds {value}; expected {rule}')
+        raise ValueError(f'{what}: {name} of row {first_row + rows[0]} holds {value}; expected {rule}')

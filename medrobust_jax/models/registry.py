@@ -23,6 +23,7 @@ from medrobust_jax.models import (
     perceptron,
     resnet,
     segnet,
+    shape_net,
     unet,
     vision_transformer,
     wide_resnet,
@@ -49,6 +50,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     'landmark_net': landmark_net.landmark_net,
     'landmark_vgg19': landmark_net.landmark_vgg19,
     'detector': detector.Detector,
+    'shape_net': shape_net.shape_net,
+    'shape_net_small': shape_net.shape_net_small,
 }
 
 

@@ -78,7 +78,7 @@ def parts(monkeypatch):
             return create_state(forward, *variables, defense, optimizer, num_train=len(source),
                                 image_shape=image_shape, seed=0, mesh=mesh, ema_decay=config.train.ema_decay)
 
-        step = make_train_step(forward, defense, optimizer, augment=build.build_augment(config), seed=0,
+        step = make_train_step(forward, defense, optimizer, augment=build.build_augment(config, source), seed=0,
                                ema_decay=config.train.ema_decay, mesh=mesh)
         batch = next(loader.train_batches(source, batch_size=8, seed=0, class_balanced=config.data.class_balanced))
         return lambda key: init_variables(module, key, image_shape), state_of, step, put_batch(mesh, batch)

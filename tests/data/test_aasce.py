@@ -5,6 +5,7 @@ from PIL import Image
 
 from medrobust_jax.data import aasce
 from medrobust_jax.data.builders.aasce import Aasce
+from medrobust_jax.data.builders.reading import TfdsSource
 from medrobust_jax.metrics.cobb import cobb_angles
 
 GENERATOR = np.random.default_rng(0)
@@ -130,6 +131,10 @@ def test_builder_equals_the_direct_path(root, monkeypatch):
         np.testing.assert_array_equal(data[last]['image'] / np.float32(255), direct[last]['image'])
         np.testing.assert_array_equal(data[last]['points'], direct[last]['points'])
         assert data[last]['group'].decode() == direct[last]['group']
+        read = TfdsSource(builder, split)
+        assert read.info.class_names == direct.info.class_names
+        assert read[last]['group'] == direct[last]['group']
+        np.testing.assert_array_equal(read[last]['points'], direct[last]['points'])
 
 
 @pytest.mark.realdata

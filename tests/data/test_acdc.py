@@ -8,7 +8,9 @@ import tensorflow_datasets as tfds
 from medrobust_jax.data import masks
 from medrobust_jax.data.acdc import CLASS_NAMES, open_acdc
 from medrobust_jax.data.builders.acdc import Acdc
+from medrobust_jax.data.builders.reading import TfdsSource
 from medrobust_jax.data.resize import resize_images
+from medrobust_jax.data.source import gather
 
 PATIENTS = np.array([1, 1, 70, 71, 80, 81, 100, 100], np.int16)
 
@@ -94,6 +96,10 @@ def test_builder_equals_the_direct_path(tmp_path, monkeypatch):
         assert record['group'] == source[row]['group']
         np.testing.assert_array_equal(record['segmentation'][..., 0], source[row]['segmentation'])
         np.testing.assert_array_equal(record['image'] / np.float32(255), source[row]['image'])
+    for size in (None, 32):
+        ours, theirs = gather(TfdsSource(builder, 'val', size=size)), gather(open_acdc('val', size=size))
+        for left, right in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(left, right)
 
 
 @pytest.mark.realdata

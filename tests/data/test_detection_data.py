@@ -9,6 +9,7 @@ from PIL import Image
 from medrobust_jax.data import bccd
 from medrobust_jax.data.boxes import clean, pack
 from medrobust_jax.data.builders.bccd import Bccd
+from medrobust_jax.data.builders.reading import TfdsSource
 from medrobust_jax.data.ead import CLASS_NAMES as ARTIFACTS
 from medrobust_jax.data.ead import open_ead
 from medrobust_jax.data.phantoms_cells import cell_phantoms, render
@@ -134,6 +135,10 @@ def test_bccd_by_its_builder_and_directly(tmp_path, monkeypatch):
         for name in ('boxes', 'box_labels', 'box_mask'):
             np.testing.assert_array_equal(data[row][name][:2], direct[row][name])
             assert not np.asarray(data[row][name][2:]).any()
+    read = TfdsSource(builder, 'train', size=(48, 64))
+    assert read.info.class_names == source.info.class_names
+    np.testing.assert_array_equal(read[1]['boxes'][:2], source[1]['boxes'])
+    np.testing.assert_array_equal(read[1]['image'], source[1]['image'])
     with pytest.raises(FileNotFoundError, match='Copy the folder BCCD'):
         bccd.open_bccd(data_dir=tmp_path / 'nowhere')
 

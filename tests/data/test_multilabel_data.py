@@ -6,6 +6,7 @@ from PIL import Image
 
 from medrobust_jax.data import chest, medmnist
 from medrobust_jax.data.builders.medmnist import Medmnist
+from medrobust_jax.data.builders.reading import TfdsSource
 from medrobust_jax.data.chest import FINDINGS, open_chest
 from medrobust_jax.data.phantoms_findings import chest_phantoms
 from medrobust_jax.data.source import all_of, gather
@@ -137,6 +138,9 @@ def test_chestmnist_by_its_builder(tmp_path):
                                  download_config=tfds.download.DownloadConfig(manual_dir=tmp_path / 'manual'))
     data = builder.as_data_source('test')
     np.testing.assert_array_equal([record['findings'] for record in data], arrays['test_labels'])
+    read = TfdsSource(builder, 'test')
+    np.testing.assert_array_equal(read[0]['findings'], arrays['test_labels'][0])
+    assert read.info.num_classes == 14
 
 
 def test_phantoms_depend_on_their_index_alone():

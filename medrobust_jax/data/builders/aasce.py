@@ -37,6 +37,7 @@ class Aasce(tfds.core.GeneratorBasedBuilder):
             description='Spinal X-rays with 68 corners of vertebrae; images with landmarks outside dropped.',
             supervised_keys=('image', 'points'),
             disable_shuffling=True,  # rows in the order of the direct path
+            metadata=tfds.core.MetadataDict(class_names=list(aasce.POINT_NAMES)),
             features=tfds.features.FeaturesDict({
                 'image': tfds.features.Image(shape=(*SIZE, 1)),
                 'points': tfds.features.Tensor(shape=(len(aasce.POINT_NAMES), 2), dtype=np.float32),

@@ -41,6 +41,7 @@ class Bccd(tfds.core.GeneratorBasedBuilder):
         return self.dataset_info_from_configs(
             description=f"Blood smears with boxes; box_labels: {', '.join(bccd.CLASS_NAMES)}.",
             disable_shuffling=True,  # rows in the order of the direct path
+            metadata=tfds.core.MetadataDict(class_names=list(bccd.CLASS_NAMES)),
             features=tfds.features.FeaturesDict({
                 'image': tfds.features.Image(shape=(480, 640, 3)),
                 'boxes': tfds.features.Tensor(shape=(MAX_BOXES, 4), dtype=np.float32),

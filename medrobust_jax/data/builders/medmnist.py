@@ -58,6 +58,7 @@ class Medmnist(tfds.core.GeneratorBasedBuilder):
             homepage='https://medmnist.com/',
             supervised_keys=('image', target),
             disable_shuffling=True,  # rows in the order of the direct path
+            metadata=tfds.core.MetadataDict(class_names=names),
             features=tfds.features.FeaturesDict({
                 'image': tfds.features.Image(shape=(pixels, pixels, dataset.channels)),
                 target: feature}))

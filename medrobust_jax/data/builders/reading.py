@@ -1,4 +1,8 @@
-"""Reads any TFDS data set that holds one image and one class per example, without TensorFlow.
+"""Reads any TFDS data set that holds an image and its targets per example, without TensorFlow.
+
+Targets are one class, or what features are named as `data.source.TARGETS` says: 'segmentation' (an image of
+classes), 'points', 'boxes' with 'box_labels' and 'box_mask', 'findings'. Names of their classes stand in the data
+set's metadata as 'class_names'.
 
 Contents: `TfdsSource`, `open_tfds`.
 
@@ -21,12 +25,13 @@ from tensorflow_datasets.core import constants
 
 from medrobust_jax.core import checks
 from medrobust_jax.data import files
-from medrobust_jax.data.builders import busi, medmnist, oct_phantom
+from medrobust_jax.data.builders import aasce, acdc, bccd, busi, medmnist, oct_phantom
+from medrobust_jax.data.masks import resize_masks
 from medrobust_jax.data.resize import Size, describe, resize_images, target_size
-from medrobust_jax.data.source import Record, SourceInfo
+from medrobust_jax.data.source import TARGETS, Record, SourceInfo, check_values
 
 # Importing a builder's module is what makes its name known to TFDS.
-BUILDERS = (busi.Busi, medmnist.Medmnist, oct_phantom.OctPhantom)
+BUILDERS = (aasce.Aasce, acdc.Acdc, bccd.Bccd, busi.Busi, medmnist.Medmnist, oct_phantom.OctPhantom)
 FOLDER = 'tensorflow_datasets'  # where prepared copies lie in the data directory
 
 
@@ -38,7 +43,7 @@ class TfdsSource:
       split: any split TFDS knows, e.g. 'train' or 'train[:80%]'; 'val' also finds 'validation'.
       size: resize to this; required where images differ in size.
       image_key: the feature that holds the image.
-      label_key: the feature that holds the class.
+      label_key: the feature that holds the class; where it is absent, targets of other names are looked for.
       group_key: the feature that holds the patient, or None.
       max_value: of uint16 images, the raw value that becomes 1.
 
@@ -51,20 +56,20 @@ class TfdsSource:
                  max_value: int | None = None) -> None:
         split = _tfds_split(builder, split)
         features: Any = builder.info.features
-        for key in (image_key, label_key, *([group_key] if group_key else [])):
+        dense = [name for name in TARGETS if name in features] if label_key not in features else []
+        if dense and group_key is None and 'group' in features:
+            group_key = 'group'
+        for key in (image_key, *(dense or [label_key]), *([group_key] if group_key else [])):
             if key not in features:
                 checks.did_you_mean(key, features, f'feature of {builder.info.full_name}:')
-        self._keys = image_key, label_key, group_key
+        self._keys, self._dense = (image_key, label_key, group_key), dense
         self._size, self._max_value = size, max_value
         self._what = f'{builder.info.full_name}/{split}'
-        label: Any = features[label_key]
         shape = features[image_key].shape
-        if not isinstance(features[label_key], tfds.features.ClassLabel):
-            raise ValueError(f"{self._what}: feature '{label_key}' is a {type(label).__name__}, not a class")
+        names = _class_names(builder, dense, label_key, self._what)
         if size is None and None in shape[:2]:
             raise ValueError(f'{self._what}: images have several sizes; give size=')
         image_shape = shape if size is None else (*target_size(size), shape[-1])
-        names = tuple(label.int2str(number) for number in range(label.num_classes))
         raw = np.dtype(features[image_key].np_dtype)
         scales = {'uint8': 'uint8 / 255', 'uint16': f'uint16 / {max_value}'}
         range_map = scales.get(raw.name, f'{raw.name} as they are')
@@ -75,7 +80,7 @@ class TfdsSource:
         if len(self._data) == 0:
             raise ValueError(f'{self._what}: the split is empty')
         range_map += '' if size is None else describe(shape, size) or f', resized to {size}'
-        self.info = SourceInfo(builder.info.full_name, split, label.num_classes, names, tuple(image_shape),
+        self.info = SourceInfo(builder.info.full_name, split, len(names), names, tuple(image_shape),
                                range_map, _fingerprint(builder, split, range_map), group_key is not None)
 
     def __len__(self) -> int:
@@ -90,10 +95,24 @@ class TfdsSource:
         if np.issubdtype(image.dtype, np.integer):
             image = image.astype(np.float32) / np.float32(255 if image.dtype == np.uint8 else self._max_value)
         checks.check_images(image[None], what=self._what, first_index=int(row))
-        label = np.asarray(record[label_key], dtype=np.int32)
-        checks.check_labels(label[None], self.info.num_classes, what=self._what, first_index=int(row))
-        found = {'image': image.astype(np.float32), 'label': label}
-        return found if group_key is None else {**found, 'group': record[group_key]}
+        found = {'image': image.astype(np.float32), **self._targets(record, label_key, int(row))}
+        if group_key is None:
+            return found
+        group = record[group_key]
+        return {**found, 'group': group.decode() if isinstance(group, bytes) else group}
+
+    def _targets(self, record: Record, label_key: str, row: int) -> Record:
+        if not self._dense:
+            label = np.asarray(record[label_key], dtype=np.int32)
+            checks.check_labels(label[None], self.info.num_classes, what=self._what, first_index=row)
+            return {'label': label}
+        found = {name: np.asarray(record[name]) for name in self._dense}
+        if 'segmentation' in found:
+            mask = found['segmentation'].squeeze(-1) if found['segmentation'].ndim == 3 else found['segmentation']
+            found['segmentation'] = mask if self._size is None else resize_masks(mask[None], self._size)[0]
+        for name, values in found.items():
+            check_values(name, values[None], self.info.num_classes, self._what, first_row=row)
+        return {name: values.astype(TARGETS[name][1]) for name, values in found.items()}
 
 
 def open_tfds(name: str, split: str = 'train', *, data_dir: str | os.PathLike[str] | None = None,
@@ -135,6 +154,21 @@ def open_tfds(name: str, split: str = 'train', *, data_dir: str | os.PathLike[st
                                 'Prepare it with the option prepare=True')
     return TfdsSource(ready[0], split, size=size, image_key=image_key, label_key=label_key,
                       group_key=group_key, max_value=max_value)
+
+
+def _class_names(builder: tfds.core.DatasetBuilder, dense: list[str], label_key: str, what: str
+                 ) -> tuple[str, ...]:
+    """The names of the classes, findings or points."""
+    features: Any = builder.info.features
+    if dense:
+        named = (builder.info.metadata or {}).get('class_names')
+        if named is None:
+            raise ValueError(f"{what}: metadata lack 'class_names', names of what {', '.join(dense)} tell apart")
+        return tuple(named)
+    label: Any = features[label_key]
+    if not isinstance(label, tfds.features.ClassLabel):
+        raise ValueError(f"{what}: feature '{label_key}' is a {type(label).__name__}, not a class")
+    return tuple(label.int2str(number) for number in range(label.num_classes))
 
 
 def _tfds_split(builder: tfds.core.DatasetBuilder, split: str) -> str:
