@@ -19,13 +19,14 @@ def start(cache_dir: str | None = None, *, device_per_core: bool = False) -> Non
     Args:
       cache_dir: where compiled programs are kept between runs; None takes MEDROBUST_CACHE, else
         ~/.cache/medrobust_jax; an empty string keeps none.
-      device_per_core: make a CPU as many devices as it has cores (at most 8), unless the environment says how
-        many. An evaluation's slots then keep all cores busy, which the small blocks of one device do not.
+      device_per_core: make a CPU as many devices as it has cores, rounded down to 1, 2, 4 or 8, unless the
+        environment says how many. An evaluation's slots then keep all cores busy, which the small blocks of one
+        device do not.
     """
     numerics.configure_xla()
     told = 'JAX_NUM_CPU_DEVICES' in os.environ or 'device_count' in os.environ.get('XLA_FLAGS', '')
     if device_per_core and not told:
-        jax.config.update('jax_num_cpu_devices', min(num_cores(), MOST_CPU_DEVICES))
+        jax.config.update('jax_num_cpu_devices', min(1 << num_cores().bit_length() - 1, MOST_CPU_DEVICES))
     logging.get_absl_logger().addFilter(_is_ours_or_a_warning)
     sys.unraisablehook = _quiet_about_closed_loops
     getLogger('jax').setLevel(WARNING)  # it lists the accelerators that are absent

@@ -1,0 +1,95 @@
+"""Masks from data to verdicts: train, calibrate, train with margins per image, evaluate by the same criterion."""
+import json
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import acdc
+from configs.base import threat
+from experiments import build
+from experiments.calibrate import calibrate
+from experiments.evaluate import evaluate
+from experiments.train import train_and_evaluate
+from medrobust_jax.evaluate.verdicts import load_verdicts
+from medrobust_jax.train.checkpoint import load_defense_state
+
+
+def tiny(defense):
+    config = acdc.get_config(defense)
+    config.data.name, config.data.size = 'cardiac_phantom', 16
+    config.data.options = ConfigDict({'num_examples': 24})
+    config.model.options = ConfigDict({'width': 4, 'depth': 2})
+    config.defense.attack.options.num_steps = 2
+    config.train.update({'batch_size': 8, 'epochs': 2.0, 'eval_every_epochs': 2.0,
+                         'checkpoint_every_epochs': 2.0})
+    config.validation.update({'num_steps': 1, 'max_examples': 8})
+    config.eval.update({'max_examples': 6, 'chunk': 16, 'eps': (4 / 255,), 'num_pictures': 2})
+    config.eval.attacks = ConfigDict({'pgd2': threat('pgd', num_steps=2),
+                                      'smia2_l2': threat('smia', eps=(.1, .2), norm='l2', num_steps=2),
+                                      'segpgd2': threat('segpgd', num_steps=2)})
+    return config
+
+
+@pytest.fixture(scope='module')
+def natural(tmp_path_factory):
+    """A naturally trained run with its thresholds."""
+    workdir = tmp_path_factory.mktemp('natural')
+    train_and_evaluate(tiny('natural'), workdir, progress=False)
+    return workdir, calibrate(tiny('natural'), workdir, split='train')
+
+
+def test_thresholds_are_the_clean_models_own(natural):
+    workdir, found = natural
+    assert json.loads((workdir / 'thresholds.json').read_text()) == found
+    assert (found['num_examples'], len(found['thresholds'])) == (24, 1), 'the whole split, whatever eval asks for'
+    low, high = found['quality_percentiles']['5'], found['quality_percentiles']['95']
+    assert low <= found['thresholds'][0] <= high
+    with pytest.raises(ValueError, match='clean-trained model'):
+        calibrate(tiny('pgd_at'), workdir, split='train')
+
+
+def test_margins_train_and_are_judged_by_the_calibrated_criterion(natural, tmp_path):
+    workdir, found = natural
+    config = tiny('amat')
+    config.task.calibrated_on = str(workdir)
+    assert build.training_config(config)['task']['threshold'] == found['thresholds']
+    train_and_evaluate(config, tmp_path, progress=False)
+    margins = load_defense_state(tmp_path)['margins']
+    assert margins.shape == (24,)
+    assert (margins >= 0).all()
+    rows = evaluate(config, tmp_path, progress=False)
+    assert {row.provenance['criterion'][0] for row in rows} == set(found['thresholds'])
+    assert {'dice', 'iou_LV', 'hd95_RV', 'robust_accuracy'} <= {row.metric for row in rows if row.attack == 'pgd2'}
+    verdicts = load_verdicts(tmp_path / 'verdicts' / 'smia2_l2.npz')
+    assert verdicts.label is None
+    np.testing.assert_array_equal(verdicts.acceptable, verdicts.quality >= found['thresholds'][0])
+    dice = {(row.attack, row.eps): row.value for row in rows if row.metric == 'dice'}
+    assert dice['smia2_l2', .2] <= dice['clean', 0.] + 1e-6
+    with np.load(tmp_path / 'pictures.npz') as pictures:
+        assert pictures['pgd2/prediction'].shape[0] == 1
+        assert pictures['smia2_l2/prediction'].dtype == np.uint8
+
+
+def test_a_natural_run_is_judged_by_the_criterion_that_is_named(natural, tmp_path):
+    workdir, found = natural
+    config = tiny('natural')
+    config.eval.attacks = ConfigDict({'pgd2': threat('pgd', num_steps=2)})
+    config.eval.calibrated_on = str(workdir)
+    rows = evaluate(config, workdir, progress=False)
+    assert {row.provenance['criterion'][0] for row in rows} == set(found['thresholds'])
+    config.eval.calibrated_on = str(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"run experiments\.calibrate"):
+        evaluate(config, workdir, progress=False)
+
+
+def test_attacks_for_other_outputs_are_refused(natural):
+    config = tiny('natural')
+    task = build.build_task(config, build.load_split(config, 'val', None).info)
+    with pytest.raises(ValueError, match='reads one logit per class'):
+        build.build_threats({'x': threat('fab')}, task)
+    with pytest.raises(ValueError, match="not defined for the task 'segmentation'"):
+        build.build_threats({'x': threat('autoattack')}, task)
+    with pytest.raises(ValueError, match='logits per pixel'):
+        build.build_threats({'x': threat('segpgd')}, build.build_task(
+            build.base_config(), build.registry.load('oct_phantom', 'val', num_examples=4).info))
