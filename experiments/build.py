@@ -33,14 +33,14 @@ from medrobust_jax.core.types import Defense, Task
 from medrobust_jax.data import loader, registry, transforms
 from medrobust_jax.data.shape_transforms import model_of, shape_warp
 from medrobust_jax.data.source import Source, SourceInfo, all_of, read_batch
-from medrobust_jax.evaluate.ensembles import autoattack, medical_ensemble
+from medrobust_jax.evaluate.ensembles import autoattack, medical_ensemble, segmentation_ensemble
 from medrobust_jax.evaluate.suite import Ensemble, Examples, Threat
 from medrobust_jax.models.forward import apply_model
 from medrobust_jax.models.registry import create_model
 from medrobust_jax.train.checkpoint import load_for_evaluation
 from medrobust_jax.train.optim import create_optimizer, create_schedule
 
-ENSEMBLES = {'autoattack': autoattack, 'medical_ensemble': medical_ensemble}
+ENSEMBLES = {'autoattack': autoattack, 'medical_ensemble': medical_ensemble, 'sea': segmentation_ensemble}
 _GIVEN = ('num_classes', 'task', 'margin')  # of an ensemble: the task's, not the config's
 _OPEN = ('options', 'attacks')  # fields whose keys are checked where they are used
 _POSITIVE = ('train.epochs', 'train.batch_size', 'train.eval_every_epochs', 'train.checkpoint_every_epochs',
@@ -274,6 +274,10 @@ def build_ensemble(name: str, kind: str, options: Mapping[str, Any], task: Task)
         if task.name != 'classification':
             raise ValueError(f"AutoAttack is not defined for the task '{task.name}': use 'medical_ensemble'")
         made = autoattack(num_classes=task.num_outputs, **options)
+    elif kind == 'sea':
+        if task.name != 'segmentation':
+            raise ValueError(f"SEA is defined for segmentation, not for the task '{task.name}'")
+        made = segmentation_ensemble(**options)
     else:
         made = medical_ensemble(num_classes=task.num_outputs, task=task.name, margin=task.margin, **options)
     return made._replace(name=name, options={'attack': kind, **made.options, **options})

@@ -90,7 +90,7 @@ def momentum_ascent(*, num_steps: int, norm: str, rho: float) -> Ascent:
       norm: 'linf' or 'l2'.
       rho: the share of rises, in [0, 1], up to which the step is halved.
     """
-    looks_of_checks, windows = np.array(checkpoints(num_steps), np.int32).T
+    looks_of_checks, windows = np.array(checkpoints(num_steps), np.int32).reshape(-1, 2).T
     most_rises = np.array([math.floor(rho * window) for window in windows.tolist()], np.int32)
 
     def start(keys: Array, images: Array, eps: Array) -> Array:

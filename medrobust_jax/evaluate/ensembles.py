@@ -1,6 +1,6 @@
 """Ensembles of attacks, judged as one: AutoAttack, and one for tasks that AutoAttack is not defined for.
 
-Contents: `autoattack`, `medical_ensemble`.
+Contents: `autoattack`, `medical_ensemble`, `segmentation_ensemble`.
 
 Example:
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from medrobust_jax.attacks.apgd import apgd, apgd_targeted
 from medrobust_jax.attacks.fab import fab
+from medrobust_jax.attacks.sea import sea
 from medrobust_jax.attacks.square import square
 from medrobust_jax.attacks.transforms import identity
 from medrobust_jax.attacks.wrappers import averaged_over, with_loss
@@ -142,6 +143,19 @@ def medical_ensemble(*, num_classes: int, task: str = 'classification', norm: st
             _threat('fab_t', fab(targeted=True, **first), norm, targets=targets),
             _threat('square', square(num_steps=num_queries, norm=norm), norm))
     return Ensemble('medical_ensemble', members, norm, {'measure': f'medical ensemble for {task}'})
+
+
+def segmentation_ensemble(*, norm: str = 'linf', num_steps: int = 300) -> Ensemble:
+    """SEA: the four runs of `attacks.sea`, each on what those before it left standing.
+
+    Args:
+      norm: 'linf' or 'l2'.
+      num_steps: of each run; 300 in the original, with which the record calls it SEA.
+    """
+    members = tuple(Threat(name, attack, norm, options={'attack': name})
+                    for name, attack in sea(norm=norm, num_steps=num_steps).items())
+    title = 'SEA' if num_steps == 300 else 'SEA, own settings'
+    return Ensemble('sea', members, norm, {'measure': title})
 
 
 def _threat(name: str, attack: Attack, norm: str, *, restarts: int = 1, targets: int = 1) -> Threat:

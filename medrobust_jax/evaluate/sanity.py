@@ -20,7 +20,7 @@ import numpy as np
 
 from medrobust_jax.attacks.patch import NORM as PATCH
 from medrobust_jax.attacks.patch import changed_share
-from medrobust_jax.attacks.registry import BLACK_BOX
+from medrobust_jax.attacks.registry import BLACK_BOX, CLIMBS_ANOTHER_LOSS
 from medrobust_jax.core import balls, rng
 from medrobust_jax.core.blocks import in_blocks, on_each_device
 from medrobust_jax.core.types import Array, Attack, PyTree, Targets, Task, Victim
@@ -75,7 +75,7 @@ def check_own_gradients(forward: ModelForward, variables: PyTree, task: Task, th
     found: tuple[str, ...] = ()
     few = jax.tree.map(lambda a: a[:NUM_FEW], examples)
     for threat in threats:
-        blind = threat.options.get('attack') in BLACK_BOX
+        blind = threat.options.get('attack') in (*BLACK_BOX, *CLIMBS_ANOTHER_LOSS)
         if threat.attack.adapt is not Attack._field_defaults['adapt'] and not blind:
             found += check_gradients(forward, variables, task, few, layout=layout, seed=seed,
                                      adapt=threat.attack.adapt, what=f"gradients of {threat.name}'s loss")

@@ -27,7 +27,7 @@ def tiny(defense):
     config.eval.update({'max_examples': 6, 'chunk': 16, 'eps': (4 / 255,), 'num_pictures': 2})
     config.eval.attacks = ConfigDict({'pgd2': threat('pgd', num_steps=2),
                                       'smia2_l2': threat('smia', eps=(.1, .2), norm='l2', num_steps=2),
-                                      'segpgd2': threat('segpgd', num_steps=2)})
+                                      'segpgd2': threat('segpgd', num_steps=2), 'sea': threat('sea', num_steps=8)})
     return config
 
 
@@ -61,6 +61,7 @@ def test_margins_train_and_are_judged_by_the_calibrated_criterion(natural, tmp_p
     rows = evaluate(config, tmp_path, progress=False)
     assert {row.provenance['criterion'][0] for row in rows} == set(found['thresholds'])
     assert {'dice', 'iou_LV', 'hd95_RV', 'robust_accuracy'} <= {row.metric for row in rows if row.attack == 'pgd2'}
+    assert not [row.warnings for row in rows if row.attack == 'sea' and 'gradients of' in str(row.warnings)]
     verdicts = load_verdicts(tmp_path / 'verdicts' / 'smia2_l2.npz')
     assert verdicts.label is None
     np.testing.assert_array_equal(verdicts.acceptable, verdicts.quality >= found['thresholds'][0])
