@@ -1,7 +1,7 @@
 """Passes that a grid of eps with restarts costs, against what its examples need and against lock-step.
 
     python -m benchmarks.pool_passes --config=configs/retinamnist.py:pgd_at --workdir=runs/retinamnist/pgd_at/0 \
-        --num_examples=200 --out=benchmarks/results/pool_passes.jsonl
+        --num_examples=400 --out=benchmarks/results/pool_passes.jsonl
 
 PGD-100 with 10 restarts over 8 radii, ascending and by bisection. 'needed' is the sum of the looks that each
 example takes until it falls or has withstood everything; 'computed' is what the pool computed, done rows and
