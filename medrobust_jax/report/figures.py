@@ -2,8 +2,8 @@
 
 Contents: `Picture`, `curve_figure`, `picture_figure`, `to_png`, `to_svg`.
 
-The colors are Okabe and Ito's, which the color-blind tell apart; marker shapes tell systems apart in
-print without color. This is the only file that draws; nothing needs a screen.
+Marker shapes tell systems apart in print without color. Masks, points and boxes are drawn in `overlays`, margins
+of training in `margins`; nothing needs a screen.
 
 Example:
 
@@ -22,21 +22,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from medrobust_jax.report.summary import CLEAN, WORST, WORST_PER_IMAGE, Panel, eps_text, metric_of
+from medrobust_jax.report.drawing import COLORS, RIGHT, STYLE, WRONG, checked_images, draw_image, draw_perturbation
+from medrobust_jax.report.summary import CLEAN, WORST, WORST_PER_IMAGE, Panel
 
-# Okabe, Ito, Color Universal Design, 2008; without its yellow, too pale on white.
-_COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 _MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
-_STYLE: dict[Any, Any] = {
-    'font.size': 9, 'axes.titlesize': 10, 'axes.labelsize': 9, 'legend.fontsize': 9,
-    'xtick.labelsize': 8, 'ytick.labelsize': 8, 'axes.spines.top': False, 'axes.spines.right': False,
-    'axes.grid': True, 'grid.color': '#E3E3E3', 'grid.linewidth': 0.6, 'axes.axisbelow': True,
-    'axes.edgecolor': '#555555', 'xtick.color': '#333333', 'ytick.color': '#333333',
-    'font.family': ['DejaVu Sans'], 'svg.fonttype': 'path', 'svg.hashsalt': 'medrobust_jax',
-}
 _NORMS = {'linf': 'L∞', 'l2': 'L2', 'l1': 'L1'}
 _COLUMNS = {1: 1, 2: 2, 4: 2}  # by number of charts; 3 otherwise
-_RIGHT, _WRONG = '#00664B', '#B33F00'
 
 
 class Picture(NamedTuple):
@@ -83,7 +74,7 @@ def curve_figure(panel: Panel) -> Figure:
     attacks.sort(key=lambda attack: attack not in (WORST, WORST_PER_IMAGE))  # stable: the worst first
     columns = _COLUMNS.get(len(attacks), 3)
     rows = math.ceil(len(attacks) / columns)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.8 if columns == 1 else 7.0, 0.6 + 2.4 * rows),
                         layout='constrained')
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -111,17 +102,14 @@ def picture_figure(picture: Picture) -> Figure:
     Raises:
       ValueError: the images are not [H, W, C], differ in shape, or leave [0, 1].
     """
-    clean, adversarial = _checked(picture)
+    clean, adversarial = checked_images(picture.clean, picture.adversarial, picture.caption)
     height, width = clean.shape[:2]
-    with matplotlib.rc_context({**_STYLE, 'axes.grid': False}):
+    with matplotlib.rc_context({**STYLE, 'axes.grid': False}):
         figure = Figure(figsize=(7.0, min(0.8 + 2.25 * height / width, 8.0)), layout='constrained')
         axes = figure.subplots(1, 3)
-        for one in axes:
-            one.set(xticks=[], yticks=[])
-            one.spines[:].set_visible(False)
-        _draw_image(axes[0], clean)
-        _draw_perturbation(axes[1], adversarial - clean)
-        _draw_image(axes[2], adversarial)
+        draw_image(axes[0], clean)
+        draw_perturbation(axes[1], adversarial - clean)
+        draw_image(axes[2], adversarial)
         axes[0].set_title(f'clean: {picture.label}')
         axes[2].set_title('attacked')
         _draw_verdict(axes[0], picture.clean_prediction, picture.clean_confidence, picture.label)
@@ -137,7 +125,7 @@ def to_png(figure: Figure, *, dpi: int = 150) -> bytes:
 
 def to_svg(figure: Figure) -> bytes:
     """The figure as SVG with text as outlines; the same bytes for the same figure."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         return _save(figure, 'svg', metadata={'Date': None, 'Creator': None})
 
 
@@ -156,7 +144,7 @@ def _draw_attack(axes: Axes, panel: Panel, attack: str) -> None:
         clean = of_system[CLEAN].points if CLEAN in of_system else {}
         points = sorted({**clean, **of_system[attack].points}.items())
         x = [eps * scale for eps, _ in points]
-        color = _COLORS[number % len(_COLORS)]
+        color = COLORS[number % len(COLORS)]
         low, high = ([getattr(summary, end) for _, summary in points] for end in ('low', 'high'))
         axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
         axes.plot(x, [summary.value for _, summary in points], color=color, linewidth=1.5,
@@ -170,7 +158,7 @@ def _legend(panel: Panel, system: str) -> str:
 
 
 def _label_axes(grid: np.ndarray, panel: Panel, count: int) -> None:
-    metric, norm = metric_of(panel.metric), _NORMS.get(panel.norm, panel.norm)
+    metric, norm = panel.shown, _NORMS.get(panel.norm, panel.norm)
     unit = ', 1/255 of the full range' if panel.norm == 'linf' else ', pixels in [0, 1]'
     grid[0, 0].set_xlim(left=0)
     if len(panel.eps) <= 6:
@@ -180,44 +168,19 @@ def _label_axes(grid: np.ndarray, panel: Panel, count: int) -> None:
     if metric.percent:
         grid[0, 0].set_ylim(0, 1)
         grid[0, 0].yaxis.set_major_formatter(PercentFormatter(1, symbol=' %'))
+    elif not metric.more_is_better:
+        grid[0, 0].set_ylim(bottom=0)
     for axes in grid[:, 0]:
-        axes.set_ylabel(metric.label)
+        axes.set_ylabel(metric.label if metric.more_is_better else f'{metric.label}\n(lower is better)')
     # Where the last row is not full, the charts above its gaps carry the tick labels.
     for axes in grid.flat[max(0, count - grid.shape[1]):count]:
         axes.tick_params(labelbottom=True)
     grid[0, 0].figure.supxlabel(f'eps ({norm}{unit})', fontsize=9)
 
 
-def _checked(picture: Picture) -> tuple[np.ndarray, np.ndarray]:
-    clean, adversarial = np.asarray(picture.clean, float), np.asarray(picture.adversarial, float)
-    if clean.ndim != 3 or clean.shape != adversarial.shape:
-        raise ValueError(f'a picture needs two images [H, W, C], got {clean.shape} and {adversarial.shape}')
-    for what, image in (('clean', clean), ('adversarial', adversarial)):
-        if not (image.min() >= 0 and image.max() <= 1):
-            raise ValueError(f'the {what} image of "{picture.caption}" leaves [0, 1]')
-    return clean, adversarial
-
-
-def _draw_image(axes: Axes, image: np.ndarray) -> None:
-    shown = image if image.shape[-1] == 3 else image[..., 0]
-    axes.imshow(shown, cmap='gray', vmin=0, vmax=1, interpolation='nearest')
-
-
-def _draw_perturbation(axes: Axes, delta: np.ndarray) -> None:
-    """The change around mid-gray, its largest value at full contrast; the scale is stated."""
-    largest = float(np.abs(delta).max())
-    shown = 0.5 + delta / (2 * largest) if largest else np.full_like(delta, 0.5)
-    _draw_image(axes, np.clip(shown, 0, 1))
-    axes.set_title('perturbation')
-    if not largest:
-        axes.set_xlabel('no change')
-        return
-    axes.set_xlabel(f'±{eps_text(largest, "linf")},\nshown with {0.5 / largest:.3g} times the contrast')
-
-
 def _draw_verdict(axes: Axes, prediction: str, confidence: float | None, label: str) -> None:
     right = prediction == label
     verdict = 'right' if right else 'wrong'
     sure = '' if confidence is None else f', confidence {100 * confidence:.0f} %'
-    axes.set_xlabel(f'model: {prediction}\n{verdict}{sure}', color=_RIGHT if right else _WRONG,
+    axes.set_xlabel(f'model: {prediction}\n{verdict}{sure}', color=RIGHT if right else WRONG,
                     fontweight='bold')

@@ -18,6 +18,11 @@ from html import escape
 from typing import Any
 
 from medrobust_jax.report.figures import Picture, curve_figure, picture_figure, to_png, to_svg
+from medrobust_jax.report.glossary import glossary_of
+from medrobust_jax.report.margins import Margins, margin_figure
+from medrobust_jax.report.naming import kind_of, split_structure
+from medrobust_jax.report.overlays import Scene, scene_figure
+from medrobust_jax.report.structures import structure_tables
 from medrobust_jax.report.summary import (
     CLEAN,
     PER_IMAGE,
@@ -25,8 +30,8 @@ from medrobust_jax.report.summary import (
     ResultRow,
     agree,
     eps_text,
+    headline_panels,
     main_first,
-    metric_of,
     run_of,
     summarize,
     system_names,
@@ -73,41 +78,8 @@ dt { font-weight: 600; margin-top: .7rem; } dd { margin: 0; max-width: 46rem; }
   figure, tr, dd { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
 
-_GLOSSARY = (
-    ('adversarial example', 'An image changed on purpose, by so little that a reader would not call it another '
-     'image, such that a model answers differently. It shows what a model relies on; it need not come from an '
-     'attacker to matter.'),
-    ('attack', 'The procedure that searches for such a change. An attack shows that a model can be broken; that '
-     'one failed is no proof that none succeeds, so robust scores are upper bounds.'),
-    ('eps', 'How much the attack may change the image. For the L-infinity norm: no pixel by more than eps. '
-     'Pixels run from 0 (black) to 1 (white), so 8/255 is eight gray levels of an 8-bit image, about 3 % of the '
-     'full range. For the L2 norm: the root of the sum of all squared pixel changes.'),
-    ('clean', 'Unchanged images; eps is 0.'),
-    ('robust accuracy', 'The share of images on which the model still meets the criterion after the attack: that '
-     'its class is right or, for grades, close enough where a tolerance was set.'),
-    ('worst attack', 'At each eps, the result of the attack that did most harm to the whole set. Somebody who '
-     'picks the attack for each image does at least as much harm; "worst per image" is that number, the share '
-     'of images that withstood every attack.'),
-    ('area', 'The mean height of the curve between eps 0 and the largest eps: one number for a whole curve. '
-     'Compare areas over equal ranges only.'),
-    ('95 % interval', 'The test set is a sample. Had other patients been drawn, the number would have come out '
-     'differently; an interval made this way holds the true value in 95 of 100 such samples. Where the '
-     'intervals of two models overlap widely, the data do not tell them apart. It does not cover other '
-     'scanners, hospitals or populations, nor the randomness of training.'),
-    ('bootstrap over patients', 'Images of one patient resemble each other. Where patients are known, whole '
-     'patients are redrawn, which gives an honest, wider interval.'),
-    ('runs', 'The same training repeated with another random seed; the table shows the mean, with the lowest '
-     'and highest run.'),
-    ('defense', 'How the model was trained. "standard" is ordinary training; adversarial training (pgd_at, '
-     'trades, ...) attacks the images while learning from them.'),
-    ('forward and backward passes', 'What an attack costs: how often it evaluates the model, and its gradient, '
-     'per image. Compare attacks at equal cost.'),
-    ('fingerprint', 'A short code computed from a file or a setting; equal codes mean equal contents.'),
-)
-
-
-def build_report(rows: Iterable[ResultRow], pictures: Sequence[Picture] = (), *, title: str,
-                 commands: Sequence[str] = (), notes: Sequence[str] = ()) -> str:
+def build_report(rows: Iterable[ResultRow], pictures: Sequence[Picture | Scene] = (), *, title: str,
+                 commands: Sequence[str] = (), notes: Sequence[str] = (), margins: Sequence[Margins] = ()) -> str:
     """The page, from whatever results there are.
 
     Args:
@@ -116,6 +88,7 @@ def build_report(rows: Iterable[ResultRow], pictures: Sequence[Picture] = (), *,
       title: the page's heading.
       commands: what to type to get these results again.
       notes: remarks of whoever ran the evaluation, a sentence each; shown at the top.
+      margins: of runs that were trained with one radius per example.
 
     Returns:
       A self-contained HTML document.
@@ -127,19 +100,22 @@ def build_report(rows: Iterable[ResultRow], pictures: Sequence[Picture] = (), *,
     if not rows:
         raise ValueError('there are no results to report: run the evaluation first')
     panels = {metric: [p for p in summarize(rows, metric=metric) if p.eps] for metric in main_first(rows)}
+    heads = [panel for panel in headline_panels(rows) if panel.eps]
     sections = [('evaluated', 'What was evaluated', _evaluated(rows)),
-                ('results', 'Results', _results(rows, panels)),
-                ('curves', 'Quality over eps', _curves(panels)),
+                ('results', 'Results', _results(rows, panels, heads)),
+                ('curves', 'Quality over eps', _curves(heads)),
+                ('structures', 'By structure', _structures(rows)),
                 ('pictures', 'Pictures', ''.join(map(_picture, pictures))),
+                ('margins', 'Margins of training', ''.join(map(_margins, margins))),
                 ('checks', 'Sanity checks and warnings', _checks(rows)),
                 ('reproduce', 'How to reproduce', _reproduce(rows, commands)),
-                ('glossary', 'Glossary', _glossary())]
+                ('glossary', 'Glossary', _glossary(rows, margins))]
     sections = [section for section in sections if section[2]]
     links = ''.join(f'<a href="#{key}">{escape(name)}</a>' for key, name, _ in sections)
     body = ''.join(f'<section><h2 id="{key}">{escape(name)}</h2>{content}</section>'
                    for key, name, content in sections)
     remarks = ''.join(f'<p>{escape(note)}</p>' for note in notes)
-    lead = ''.join(f'<li>{escape(sentence)}</li>' for sentence in _in_short(panels))
+    lead = ''.join(f'<li>{escape(sentence)}</li>' for sentence in _in_short(heads))
     return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f'<title>{escape(title)}</title><style>{_STYLE}</style></head><body>'
@@ -157,11 +133,11 @@ def _lead(rows: list[ResultRow]) -> str:
             f'on {_count(datasets, "data set")}.')
 
 
-def _in_short(panels: dict[str, list[Panel]]) -> list[str]:
-    """A sentence per system: clean quality, and what is left at the largest eps."""
-    sentences = []
-    for panel in next((own for own in panels.values() if own), []):
-        metric, largest = metric_of(panel.metric), panel.eps[-1]
+def _in_short(heads: Sequence[Panel]) -> list[str]:
+    """A sentence per data set, norm and system: quality on clean images, and what is left at the largest eps."""
+    found: dict[tuple[str, str, str, str], list[str]] = {}
+    for panel in heads:
+        metric, largest = panel.shown, panel.eps[-1]
         for system in panel.systems:
             curves = [curve for curve in panel.curves if curve.system == system]
             clean = next((c.points.get(0.0) for c in curves if c.attack == CLEAN), None)
@@ -170,9 +146,12 @@ def _in_short(panels: dict[str, list[Panel]]) -> list[str]:
             if clean and worst:
                 unit = ' in %' if metric.percent else ''
                 before, after = (cell_text(s, percent=metric.percent) for s in (clean, worst.points[largest]))
-                sentences.append(f'{panel.dataset}, {system}: {metric.label}{unit} {before} on clean images, '
-                                 f'{after} at eps {eps_text(largest, panel.norm)} ({worst.attack}).')
-    return sentences
+                found.setdefault((panel.dataset, panel.split, panel.norm, system), []).append(
+                    f'{metric.label}{unit} {before} on clean images, {after} at eps '
+                    f'{eps_text(largest, panel.norm)} ({worst.attack})')
+    several = {place[:2] for place in found if len({other[2] for other in found if other[:2] == place[:2]}) > 1}
+    return [f'{place[0]}, {place[3]}{f" ({place[2]})" if place[:2] in several else ""}: {"; ".join(parts)}.'
+            for place, parts in found.items()]
 
 
 def _count(number: int, what: str) -> str:
@@ -216,40 +195,52 @@ def _software(rows: list[ResultRow]) -> list[Table]:
     return [Table('Software and machine', ['what', 'value'], lines, [])] if lines else []
 
 
-def _results(rows: list[ResultRow], panels: dict[str, list[Panel]]) -> str:
-    """First the main metric under attack, then clean quality in full, then the other metrics."""
-    main, *others = panels
-    clean = clean_table(rows)
-    parts = [to_html(robustness_table(panel)) for panel in panels[main]]
-    if clean:
-        parts += ['<h3>Clean images, all measures</h3>', to_html(clean)]
-    for metric in others:
-        if panels[metric]:
-            parts.append(f'<h3>Under attack: {escape(metric_of(metric).label)}</h3>')
-        if panels[metric] and agree(rows, main, metric):
-            parts.append(f'<p>Equal to {escape(metric_of(main).label)} everywhere; not repeated.</p>')
+def _results(rows: list[ResultRow], panels: dict[str, list[Panel]], heads: Sequence[Panel]) -> str:
+    """First the metrics that lead, under attack, then clean quality in full, then the other metrics."""
+    parts = [to_html(robustness_table(panel)) for panel in heads]
+    by_kind: dict[Any, list[ResultRow]] = {}
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        own = [row for row in rows if row.dataset == dataset]
+        by_kind.setdefault(kind_of(own), []).extend(own)
+    tables = [table for own in by_kind.values() if (table := clean_table(own))]
+    parts += ['<h3>Clean images, all measures</h3>', *map(to_html, tables)] if tables else []
+    shown = {(panel.dataset, panel.metric) for panel in heads}
+    main = next(iter(panels))
+    for metric, own in panels.items():
+        left = [panel for panel in own if (panel.dataset, metric) not in shown]
+        if left:
+            parts.append(f'<h3>Under attack: {escape(left[0].shown.label)}</h3>')
+        if left and agree(rows, main, metric):
+            parts.append(f'<p>Equal to {escape(panels[main][0].shown.label)} everywhere; not repeated.</p>')
             continue
-        parts += [to_html(robustness_table(panel)) for panel in panels[metric]]
+        parts += [to_html(robustness_table(panel)) for panel in left]
     return ''.join(parts)
 
 
-def _curves(panels: dict[str, list[Panel]]) -> str:
-    """The first metric that has attacked results, one figure per panel."""
-    drawn = next((own for own in panels.values() if own), [])
+def _structures(rows: list[ResultRow]) -> str:
+    return ''.join(to_html(table) for table in structure_tables(rows))
+
+
+def _curves(heads: Sequence[Panel]) -> str:
+    """One figure per panel that leads."""
     figures = []
-    for panel in drawn:
-        metric = metric_of(panel.metric).label
+    for panel in heads:
         several = any(count > 1 for count in panel.runs.values())
         band = 'the lowest and highest run where there are several, else 95 % intervals' if several \
             else '95 % intervals'
-        caption = (f'{panel.dataset} {panel.split}: {metric} as the attack may change the image more. '
+        caption = (f'{panel.dataset} {panel.split}: {panel.shown.label} as the attack may change the image more. '
                    f'Bands are {band}.')
         figures.append(_image(to_svg(curve_figure(panel)), 'svg+xml', caption))
     return ''.join(figures)
 
 
-def _picture(picture: Picture) -> str:
-    return _image(to_png(picture_figure(picture)), 'png', picture.caption)
+def _picture(picture: Picture | Scene) -> str:
+    figure = picture_figure(picture) if isinstance(picture, Picture) else scene_figure(picture)
+    return _image(to_png(figure), 'png', picture.caption)
+
+
+def _margins(margins: Margins) -> str:
+    return _image(to_svg(margin_figure(margins)), 'svg+xml', margins.caption)
 
 
 def _image(content: bytes, kind: str, caption: str) -> str:
@@ -295,8 +286,10 @@ def _reproduce(rows: list[ResultRow], commands: Sequence[str]) -> str:
     return ''.join(parts)
 
 
-def _glossary() -> str:
-    entries = ''.join(f'<dt>{escape(term)}</dt><dd>{escape(text)}</dd>' for term, text in _GLOSSARY)
+def _glossary(rows: list[ResultRow], margins: Sequence[Margins]) -> str:
+    """The terms that every page needs, and those of the metrics that this one holds."""
+    metrics = {split_structure(row.metric)[0] for row in rows} | ({'margin'} if margins else set())
+    entries = ''.join(f'<dt>{escape(term)}</dt><dd>{escape(text)}</dd>' for term, text in glossary_of(metrics))
     return f'<dl>{entries}</dl>'
 
 

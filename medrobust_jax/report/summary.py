@@ -1,6 +1,7 @@
 """Result rows sorted into what tables and figures show: one panel per data set, norm and metric.
 
-Contents: `ResultRow`, `Summary`, `Curve`, `Panel`, `summarize`, `main_first`, `agree`, `METRICS`, `eps_text`.
+Contents: `ResultRow`, `Summary`, `Curve`, `Panel`, `summarize`, `headline_panels`, `main_first`, `agree`,
+`eps_text`.
 
 Nothing is hidden on the way: several seeds become a mean with its range and their number, two
 checkpoints of one recipe and seed stay apart, and what is missing stays missing.
@@ -16,6 +17,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
+
+from medrobust_jax.report.naming import MAIN, NO_KIND, Kind, Metric, headline, kind_of, metric_of, split_structure
 
 CLEAN = 'clean'
 # An evaluation that took the worst over attacks for each image reports it under one of these.
@@ -67,36 +70,6 @@ class ResultRow(Protocol):
     def provenance(self) -> Mapping[str, Any]: ...
 
 
-class Metric(NamedTuple):
-    """How a metric is shown: its label, whether in percent, and whether more is better."""
-
-    label: str
-    percent: bool = True
-    more_is_better: bool = True
-
-
-METRICS = {
-    'robust_accuracy': Metric('robust accuracy'),
-    'accuracy': Metric('accuracy'),
-    'balanced_accuracy': Metric('balanced accuracy'),
-    'macro_f1': Metric('macro F1'),
-    'auroc': Metric('AUROC'),
-    'average_precision': Metric('average precision'),
-    'sensitivity_at_95_specificity': Metric('sensitivity at 95 % specificity'),
-    'expected_calibration_error': Metric('expected calibration error', more_is_better=False),
-    'quadratic_weighted_kappa': Metric('quadratic-weighted kappa', percent=False),
-    'mean_absolute_grade_error': Metric('mean absolute grade error', percent=False, more_is_better=False),
-}
-
-
-def metric_of(name: str) -> Metric:
-    """How to show a metric; one that is not listed is shown as a plain number under its name."""
-    return METRICS.get(name, Metric(name.replace('_', ' '), percent=False))
-
-
-_MAIN = ('robust_accuracy', 'accuracy')
-
-
 class Summary(NamedTuple):
     """One cell: a run's estimate with its 95 % interval, or several runs' mean with its range.
 
@@ -146,6 +119,7 @@ class Panel(NamedTuple):
       systems: in order of appearance.
       runs: system to its number of runs.
       curves: in order of system, then clean, worst, and each attack.
+      kind: the data set's task and unit.
     """
 
     dataset: str
@@ -156,6 +130,12 @@ class Panel(NamedTuple):
     systems: tuple[str, ...]
     runs: dict[str, int]
     curves: list[Curve]
+    kind: Kind = NO_KIND
+
+    @property
+    def shown(self) -> Metric:
+        """How the metric is shown."""
+        return metric_of(self.metric, self.kind)
 
 
 def eps_text(eps: float, norm: str) -> str:
@@ -164,9 +144,24 @@ def eps_text(eps: float, norm: str) -> str:
 
 
 def main_first(rows: Iterable[ResultRow]) -> list[str]:
-    """The metrics at hand: robust accuracy, then accuracy, then the others as they appear."""
+    """The metrics at hand, without those of single structures: what leads each task, then as they appear."""
+    rows = [row for row in rows if not split_structure(row.metric)[1]]
+    leading = [metric for own in _by_dataset(rows).values() for metric in headline(own)]
     found = _ordered(row.metric for row in rows)
-    return sorted(found, key=lambda metric: [*_MAIN, metric].index(metric))  # stable
+    order = _ordered([*(metric for metric in leading if metric not in MAIN), *MAIN, *found])
+    return sorted(found, key=order.index)
+
+
+def headline_panels(rows: Iterable[ResultRow]) -> list[Panel]:
+    """The panels that speak for each data set: its task's own metric, then the share of acceptable outputs.
+
+    Of metrics with results on clean images only, there is no panel beside others that have attacked ones.
+    """
+    panels = []
+    for own in _by_dataset(list(rows)).values():
+        found = [panel for metric in headline(own) for panel in summarize(own, metric=metric)]
+        panels += [panel for panel in found if panel.eps] or found
+    return panels
 
 
 def agree(rows: Iterable[ResultRow], metric: str, other: str) -> bool:
@@ -223,6 +218,7 @@ def summarize(rows: Iterable[ResultRow], *, metric: str | None = None) -> list[P
     """
     rows = list(rows)
     names = system_names(rows)
+    kinds = {dataset: kind_of(own) for dataset, own in _by_dataset(rows).items()}
     metric = metric or next(iter(main_first(rows)), '')
     rows = [row for row in rows if row.metric == metric]
     panels = []
@@ -231,7 +227,8 @@ def summarize(rows: Iterable[ResultRow], *, metric: str | None = None) -> list[P
         clean = [row for row in here if row.attack == CLEAN]
         for norm in _ordered(row.norm for row in here if row.attack != CLEAN) or ['']:
             attacked = [row for row in here if row.attack != CLEAN and row.norm == norm]
-            panels.append(_panel(clean + attacked, names, (dataset, split, norm, metric)))
+            panel = _panel(clean + attacked, names, (dataset, split, norm, metric))
+            panels.append(panel._replace(kind=kinds[dataset]))
     return panels
 
 
@@ -296,6 +293,11 @@ def _worst(of_attack: dict[str, list[ResultRow]]) -> tuple[list[ResultRow], list
         if missing:
             notes.append((f'not over {", ".join(missing)}: no result here', eps))
     return worst, _ordered(notes)
+
+
+def _by_dataset(rows: Sequence[ResultRow]) -> dict[str, list[ResultRow]]:
+    return {dataset: [row for row in rows if row.dataset == dataset]
+            for dataset in _ordered(row.dataset for row in rows)}
 
 
 def _checkpoint(row: ResultRow) -> str:

@@ -1,6 +1,7 @@
 """Tables of results for a terminal, for Markdown and for a page.
 
-Contents: `Table`, `robustness_table`, `clean_table`, `to_text`, `to_markdown`, `to_html`.
+Contents: `Table`, `robustness_table`, `clean_table`, `to_text`, `to_markdown`, `to_html`; for other tables
+`cell_text`, `system_text`, `brackets`, `NORM_NAMES`.
 
 Example:
 
@@ -15,6 +16,7 @@ from html import escape
 from typing import NamedTuple
 
 from medrobust_jax.metrics.curves import area_under_curve
+from medrobust_jax.report.naming import metric_of
 from medrobust_jax.report.summary import (
     CLEAN,
     WORST,
@@ -26,14 +28,13 @@ from medrobust_jax.report.summary import (
     agree,
     eps_text,
     main_first,
-    metric_of,
     summarize,
 )
 
 MISSING = '–'  # noqa: RUF001 - an en dash, the printers' sign for "no value"
 _INTERVALS = {'wilson': 'Wilson', 'wilson-patients': 'Wilson over patients',
               'bootstrap': 'bootstrap', 'bootstrap-patients': 'bootstrap over patients'}
-_NORMS = {'linf': 'L-infinity', 'l2': 'L2', 'l1': 'L1'}
+NORM_NAMES = {'linf': 'L-infinity', 'l2': 'L2', 'l1': 'L1'}
 
 
 class Table(NamedTuple):
@@ -89,13 +90,13 @@ def robustness_table(panel: Panel, *, compact: bool = False) -> Table:
       The table: clean quality on a system's first line, then the attack that did most harm, then
       each attack; 'area' is the mean height of the curve from the clean images to the largest eps.
     """
-    percent = metric_of(panel.metric).percent
+    percent = panel.shown.percent
     notes = _Notes(panel.norm)
     lines, emphasized = [], set()
     for system in panel.systems:
         of_system = {curve.attack: curve for curve in panel.curves if curve.system == system}
         clean = of_system.pop(CLEAN, None)
-        first = [_name(system, panel.runs[system]),
+        first = [system_text(system, panel.runs[system]),
                  cell_text(clean.points.get(0.0) if clean else None, percent=percent, compact=compact)]
         for attack, curve in (of_system or {MISSING: None}).items():
             cells = [cell_text(curve.points.get(eps) if curve else None, percent=percent, compact=compact)
@@ -121,11 +122,11 @@ def _area(clean: Curve | None, curve: Curve | None, panel: Panel) -> str:
     area = area_under_curve(list(points), [summary.value for summary in points.values()])
     if math.isnan(area):
         return MISSING
-    return f'{100 * area:.1f}' if metric_of(panel.metric).percent else f'{area:.2f}'
+    return f'{100 * area:.1f}' if panel.shown.percent else f'{area:.2f}'
 
 
 def clean_table(rows: Iterable[ResultRow]) -> Table | None:
-    """Every metric on clean images: data sets and systems down, metrics across.
+    """Every metric on clean images but those of single structures: data sets and systems down, metrics across.
 
     Args:
       rows: result rows.
@@ -138,23 +139,26 @@ def clean_table(rows: Iterable[ResultRow]) -> Table | None:
     if agree(rows, 'accuracy', 'robust_accuracy'):
         metrics.remove('robust_accuracy')  # without an attack the two are one number
     panels = {metric: summarize(rows, metric=metric) for metric in metrics}
+    shown = {metric: own[0].shown if len({panel.kind for panel in own}) == 1 else metric_of(metric)
+             for metric, own in panels.items()}
     notes, cells, names = _Notes(''), {}, {}
     for metric, own in panels.items():
         for panel in own:
             for curve in panel.curves:
                 key = (f'{panel.dataset} {panel.split}', curve.system)
-                names[key] = _name(curve.system, panel.runs[curve.system])
-                cells[key, metric] = cell_text(curve.points.get(0.0), percent=metric_of(metric).percent)
-                named = [(f'{metric_of(metric).label}: {text}', eps) for text, eps in curve.notes]
+                names[key] = system_text(curve.system, panel.runs[curve.system])
+                cells[key, metric] = cell_text(curve.points.get(0.0), percent=shown[metric].percent)
+                named = [(f'{shown[metric].label}: {text}', eps) for text, eps in curve.notes]
                 cells[key, 'notes'] = ', '.join(filter(None, [
                     cells.get((key, 'notes'), ''), notes.marks([curve._replace(notes=named)])]))
     if not cells:
         return None
-    columns = ['data', 'defense', *(f'{metric_of(m).label}{", %" if metric_of(m).percent else ""}'
-                                    for m in metrics), 'notes']
+    columns = ['data', 'defense', *(f'{shown[m].label}{", %" if shown[m].percent else ""}' for m in metrics),
+               'notes']
     lines = [[*((key[0], name)), *(cells.get((key, m), MISSING) for m in metrics), cells[key, 'notes']]
              for key, name in names.items()]
-    return _without_empty_notes(Table(f'Clean images; {_brackets(panels)}', columns, lines, notes.texts))
+    caption = f'Clean images; {brackets(panel for own in panels.values() for panel in own)}'
+    return _without_empty_notes(Table(caption, columns, lines, notes.texts))
 
 
 def to_text(table: Table) -> str:
@@ -219,25 +223,25 @@ class _Notes:
         return ', '.join(map(str, sorted(set(numbers))))
 
 
-def _name(system: str, runs: int) -> str:
+def system_text(system: str, runs: int) -> str:
+    """A system's name, with the number of its runs where there are several."""
     return f'{system} ({runs} runs)' if runs > 1 else system
 
 
 def _caption(panel: Panel) -> str:
-    metric = metric_of(panel.metric)
+    metric = panel.shown
     parts = [f'{panel.dataset} {panel.split}: {metric.label}{" in %" if metric.percent else ""}',
-             _brackets({panel.metric: [panel]})]
+             brackets([panel])]
     counts = sorted({summary.n for curve in panel.curves for summary in curve.points.values()})
     parts.append('n = ' + (str(counts[0]) if len(counts) == 1 else f'{counts[0]} to {counts[-1]}'))
     if panel.norm:
-        parts.insert(1, f'{_NORMS.get(panel.norm, panel.norm)} attacks')
+        parts.insert(1, f'{NORM_NAMES.get(panel.norm, panel.norm)} attacks')
     return '; '.join(parts)
 
 
-def _brackets(panels: dict[str, list[Panel]]) -> str:
-    """What brackets and parentheses mean in the cells at hand."""
-    summaries = [summary for own in panels.values() for panel in own for curve in panel.curves
-                 for summary in curve.points.values()]
+def brackets(panels: Iterable[Panel]) -> str:
+    """What brackets and parentheses mean in the cells of these panels."""
+    summaries = [summary for panel in panels for curve in panel.curves for summary in curve.points.values()]
     methods = {summary.method.split(' ')[0] for summary in summaries if summary.runs == 1}
     named = ' or '.join(_INTERVALS[method] for method in sorted(methods) if method in _INTERVALS)
     parts = [f'[95 % interval: {named}]' if named else '[95 % interval]'] if methods else []

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from medrobust_jax.report.naming import metric_of
 from medrobust_jax.report.summary import (
     CLEAN,
     WORST,
@@ -11,7 +12,6 @@ from medrobust_jax.report.summary import (
     agree,
     eps_text,
     main_first,
-    metric_of,
     summarize,
 )
 
