@@ -21,6 +21,7 @@ Example:
 import numpy as np
 
 from medrobust_jax.data.boxes import Objects, pack
+from medrobust_jax.data.resize import Size, target_size
 from medrobust_jax.data.source import ArraySource
 
 CLASS_NAMES = ('red', 'white', 'platelet')
@@ -33,14 +34,14 @@ _STAINS = (((.87, .58, .58), (.97, .82, .80)), ((.78, .72, .88), (.42, .28, .62)
 
 
 def cell_phantoms(split: str = 'train', *, num_examples: int | None = None, seed: int = 0,
-                  size: int = 64) -> ArraySource:
+                  size: Size = 64) -> ArraySource:
     """The phantoms as a source with 'boxes', 'box_labels' and 'box_mask'.
 
     Args:
       split: 'train', 'val' or 'test'; they share no image.
       num_examples: how many; None means 600, 120 and 160.
       seed: of all draws.
-      size: height and width in pixels.
+      size: (height, width) in pixels, or one number for both; cells are stretched with the image.
 
     Raises:
       ValueError: for an unknown split, no examples or a size under 32.
@@ -49,8 +50,8 @@ def cell_phantoms(split: str = 'train', *, num_examples: int | None = None, seed
         raise ValueError(f"cell_phantom has the splits {', '.join(SPLITS)}; not '{split}'")
     stream, default = SPLITS[split]
     num_examples = default if num_examples is None else num_examples
-    if num_examples < 1 or not isinstance(size, int) or size < 32:
-        raise ValueError(f'cell_phantom needs num_examples >= 1 and one number size >= 32, '
+    if num_examples < 1 or min(target_size(size)) < 32:
+        raise ValueError(f'cell_phantom needs num_examples >= 1 and a size >= 32, '
                          f'not {num_examples} and {size}')
     drawn = [render(index, seed=seed, stream=stream, size=size) for index in range(num_examples)]
     without = sum(not len(objects.labels) for _, objects in drawn)
@@ -60,18 +61,19 @@ def cell_phantoms(split: str = 'train', *, num_examples: int | None = None, seed
                        notes=[f'{without} images have no object.'] if without else [])
 
 
-def render(index: int, *, seed: int = 0, stream: int = 0, size: int = 64) -> tuple[np.ndarray, Objects]:
-    """One image uint8 `[size, size, 3]` and its objects.
+def render(index: int, *, seed: int = 0, stream: int = 0, size: Size = 64) -> tuple[np.ndarray, Objects]:
+    """One image uint8 `[H, W, 3]` and its objects.
 
     Args:
       index: of the image.
       seed: of all draws.
       stream: apart from the seed, to keep splits apart.
-      size: height and width in pixels.
+      size: (height, width) in pixels, or one number for both.
     """
+    height, width = target_size(size)
     # Counter-based: the key names the image, so no image depends on those before it.
     draws = np.random.Generator(np.random.Philox(key=np.array([seed, (stream << 40) + index], dtype=np.uint64)))
-    x, y = np.meshgrid(*2 * [(np.arange(2 * size) + .5) / (2 * size)])
+    x, y = np.meshgrid(*((np.arange(2 * side) + .5) / (2 * side) for side in (width, height)))
     light = 1 + draws.uniform(-.08, .08) * (x - .5) + draws.uniform(-.08, .08) * (y - .5)
     image = np.array([.95, .92, .88]) * light[..., None]
     for _ in range(draws.integers(1, 4)):  # debris: faint, ragged, no object
@@ -82,9 +84,10 @@ def render(index: int, *, seed: int = 0, stream: int = 0, size: int = 64) -> tup
         for label, center, radius in _places(draws):
             inside = _cell(image, x, y, label, center, radius, draws)
             columns, rows = (np.flatnonzero(inside.any(axis=axis)) for axis in (0, 1))
-            boxes.append(np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / (2 * size))
+            edges = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+            boxes.append(edges / (2 * np.array([width, height, width, height])))
             labels.append(label)
-    image = image.reshape(size, 2, size, 2, 3).mean((1, 3)) * draws.uniform(.85, 1.02)
+    image = image.reshape(height, 2, width, 2, 3).mean((1, 3)) * draws.uniform(.85, 1.02)
     image += draws.normal(0, .02, image.shape)
     objects = Objects(np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(labels, np.int32))
     return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8), objects
