@@ -89,7 +89,7 @@ def make_slots(forward: ModelForward, task: Task, attack: Attack, layout: Layout
         def block(images: Array, targets: Targets, keys: Array, outputs: Outputs, knobs: Knobs) -> AttackState:
             return attack.init(victim(variables), keys, images, targets, outputs, knobs)
         state = in_blocks(block, width=layout.width)(*new)
-        return Held(new.images, new.targets, state, jnp.zeros(new.keys.shape, jnp.int32))
+        return Held(jnp.asarray(new.images), new.targets, state, jnp.zeros(new.keys.shape, jnp.int32))
 
     def empty(variables: PyTree, new: Entrants) -> Held:
         shapes = jax.eval_shape(start, variables, new)

@@ -73,8 +73,9 @@ def hausdorff95(predicted: ArrayLike, true: ArrayLike) -> float:
         return np.nan if a.any() == b.any() else float(np.linalg.norm(a.shape))
     # All surfaces lie in the box; a frame of False stands for what is outside of it.
     box = ndimage.find_objects((a | b).astype(np.int8))[0]
-    edges = [mask & ~np.asarray(ndimage.binary_erosion(mask)) for mask in (np.pad(a[box], 1), np.pad(b[box], 1))]
-    to_a, to_b = (np.asarray(ndimage.distance_transform_edt(~edge)) for edge in edges)
+    edges = [mask & np.logical_not(ndimage.binary_erosion(mask))
+             for mask in (np.pad(a[box], 1), np.pad(b[box], 1))]
+    to_a, to_b = (np.asarray(ndimage.distance_transform_edt(np.logical_not(edge))) for edge in edges)
     return float(np.percentile(np.concatenate([to_b[edges[0]], to_a[edges[1]]]), 95))
 
 

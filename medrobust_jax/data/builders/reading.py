@@ -168,7 +168,7 @@ def _class_names(builder: tfds.core.DatasetBuilder, dense: list[str], label_key:
     label: Any = features[label_key]
     if not isinstance(label, tfds.features.ClassLabel):
         raise ValueError(f"{what}: feature '{label_key}' is a {type(label).__name__}, not a class")
-    return tuple(label.int2str(number) for number in range(label.num_classes))
+    return tuple(label.names)
 
 
 def _tfds_split(builder: tfds.core.DatasetBuilder, split: str) -> str:
