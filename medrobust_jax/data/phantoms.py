@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from medrobust_jax.data.draws import generator_of
 from medrobust_jax.data.source import ArraySource
 
 CLASS_NAMES = ('normal', 'dme', 'drusen', 'cnv')
@@ -108,9 +109,7 @@ def _render_chunk(labels: np.ndarray, start: int, seed: int, stream: int, size: 
     uniform = np.empty((len(labels), NUM_DRAWS))
     speckle = np.empty((len(labels), size, size))
     for row in range(len(labels)):
-        # Counter-based: the key names the image, so no image depends on those before it.
-        key = np.array([seed, (stream << 40) + start + row], dtype=np.uint64)
-        generator = np.random.Generator(np.random.Philox(key=key))
+        generator = generator_of(seed, stream, start + row)
         uniform[row] = generator.random(NUM_DRAWS)
         speckle[row] = generator.standard_gamma(12.0, (size, size)) / 12.0
     draws = _Draws(uniform)

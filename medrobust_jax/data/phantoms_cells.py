@@ -21,6 +21,7 @@ Example:
 import numpy as np
 
 from medrobust_jax.data.boxes import Objects, pack
+from medrobust_jax.data.draws import generator_of
 from medrobust_jax.data.resize import Size, target_size
 from medrobust_jax.data.source import ArraySource
 
@@ -71,8 +72,7 @@ def render(index: int, *, seed: int = 0, stream: int = 0, size: Size = 64) -> tu
       size: (height, width) in pixels, or one number for both.
     """
     height, width = target_size(size)
-    # Counter-based: the key names the image, so no image depends on those before it.
-    draws = np.random.Generator(np.random.Philox(key=np.array([seed, (stream << 40) + index], dtype=np.uint64)))
+    draws = generator_of(seed, stream, index)
     x, y = np.meshgrid(*((np.arange(2 * side) + .5) / (2 * side) for side in (width, height)))
     light = 1 + draws.uniform(-.08, .08) * (x - .5) + draws.uniform(-.08, .08) * (y - .5)
     image = np.array([.95, .92, .88]) * light[..., None]

@@ -21,6 +21,7 @@ Example:
 """
 import numpy as np
 
+from medrobust_jax.data.draws import generator_of
 from medrobust_jax.data.source import ArraySource
 
 FINDINGS = ('cardiomegaly', 'effusion', 'nodule', 'pneumothorax', 'consolidation')
@@ -63,8 +64,7 @@ def render(index: int, *, seed: int = 0, stream: int = 0, size: int = 32) -> tup
       stream: apart from the seed, to keep splits apart.
       size: height and width in pixels.
     """
-    body, own = (_generator(seed, (stream << 41) + (kind << 40) + number)
-                 for kind, number in ((0, index // 2), (1, index)))
+    body, own = generator_of(seed, 2 * stream, index // 2), generator_of(seed, 2 * stream + 1, index)
     findings = (own.random(len(FINDINGS)) < PREVALENCE).astype(np.uint8)
     # One finding in twelve is so slight that it can hardly be seen: these cost accuracy.
     strength = np.where(own.random(len(FINDINGS)) < 1 / 12, .1, own.uniform(.55, 1, len(FINDINGS))) * findings
@@ -110,7 +110,3 @@ def _soft(values: np.ndarray) -> np.ndarray:
     """A soft step from 0 to 1 around zero."""
     return .5 + .5 * np.tanh(values)
 
-
-def _generator(seed: int, counter: int) -> np.random.Generator:
-    # Counter-based: the key names the image, so no image depends on those before it.
-    return np.random.Generator(np.random.Philox(key=np.array([seed, counter], dtype=np.uint64)))

@@ -18,6 +18,7 @@ Example:
 import numpy as np
 
 from medrobust_jax.data import files
+from medrobust_jax.data.draws import generator_of
 from medrobust_jax.data.source import ArraySource
 
 # Per organ: elongation, bend, number of lobes, depth of the lobes, brightness, frequency of the texture.
@@ -81,9 +82,7 @@ def render(labels: np.ndarray, *, seed: int, stream: int, size: int = 28) -> np.
 
 
 def _render(labels: np.ndarray, rows: np.ndarray, seed: int, stream: int, size: int) -> np.ndarray:
-    # Counter-based: the key names the image, so no image depends on those before it.
-    generators = [np.random.Generator(np.random.Philox(key=np.array([seed, (stream << 40) + row], np.uint64)))
-                  for row in rows]
+    generators = [generator_of(seed, stream, int(row)) for row in rows]
     uniform = np.stack([generator.random(NUM_DRAWS) for generator in generators])
     noise = np.stack([generator.standard_normal((size, size)) for generator in generators])
     columns = iter(uniform.T[..., None, None])

@@ -18,6 +18,7 @@ import numpy as np
 from scipy import ndimage
 
 from medrobust_jax.data import files
+from medrobust_jax.data.draws import generator_of
 from medrobust_jax.data.source import ArraySource
 
 CLASS_NAMES = ('background', 'RV', 'myocardium', 'LV')
@@ -115,8 +116,7 @@ def _source(name: str, split: str, num_examples: int | None, seed: int, size: in
     images = np.empty((count, *(size,) * axes), np.uint8)
     labels = np.empty_like(images)
     for row in range(count):
-        # Counter-based: the key names the image, so no image depends on those before it.
-        key = np.array([seed, (stream + _VOLUMES * (axes - 2) << 40) + row], dtype=np.uint64)
-        images[row], labels[row] = draw(np.random.Generator(np.random.Philox(key=key)), size=size, axes=axes)
+        generator = generator_of(seed, stream + _VOLUMES * (axes - 2), row)
+        images[row], labels[row] = draw(generator, size=size, axes=axes)
     return ArraySource(images[..., None], {'segmentation': labels}, name=name, split=split,
                        class_names=CLASS_NAMES, range_map='uint8 / 255, drawn procedurally')

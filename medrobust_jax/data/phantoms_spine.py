@@ -18,6 +18,7 @@ Example:
 import numpy as np
 
 from medrobust_jax.core.polygons import rasterize, spine_contour
+from medrobust_jax.data.draws import generator_of
 from medrobust_jax.data.resize import Size, target_size
 from medrobust_jax.data.source import ArraySource
 
@@ -68,8 +69,7 @@ def render(row: int, *, seed: int, stream: int, size: tuple[int, int],
       size: (height, width) in pixels.
       num_vertebrae: V.
     """
-    # Counter-based: the key names the image, so no image depends on those before it.
-    generator = np.random.Generator(np.random.Philox(key=np.array([seed, (stream << 40) + row], np.uint64)))
+    generator = generator_of(seed, stream, row)
     height, width = size
     aspect = width / height
     corners = _corners(generator, aspect, num_vertebrae)
