@@ -33,7 +33,8 @@ from medrobust_jax.report.drawing import (
 )
 
 _TRUE, _FOUND = '#56B4E9', '#D55E00'  # points: where they are, where the model says
-_HALO: list[patheffects.AbstractPathEffect] = [patheffects.withStroke(linewidth=2.2, foreground='black', alpha=0.75)]
+_HALO: list[patheffects.AbstractPathEffect] = [
+    patheffects.withStroke(linewidth=2.2, foreground='black', alpha=0.75)]
 
 
 class Overlay(NamedTuple):
