@@ -31,6 +31,7 @@ def get_config(defense: str = 'natural') -> ConfigDict:
     config.validation.eps = 4 / 255
     config.validation.max_examples = 200
     config.eval.max_examples = 300
+    config.eval.block_width = 32  # for the demo, which runs on one device on any machine
     config.eval.chunk = 128
     config.eval.attacks = ConfigDict({'fgsm': threat('fgsm'), 'pgd20': threat('pgd', num_steps=20),
                                       'smia20': threat('smia', num_steps=20)})

@@ -48,7 +48,7 @@ def demo(workdir: str | Path) -> Path:
 def _main(argv: list[str]) -> None:
     del argv
     started = time.monotonic()
-    runtime.start(device_per_core=True)
+    runtime.start()
 
     def work() -> None:
         out = demo(flags.FLAGS.workdir)
