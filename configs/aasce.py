@@ -9,7 +9,7 @@
         --config.task.calibrated_on=runs/aasce/natural/0
 
 Errors are in percent of the image's height, and Cobb angles in degrees. On a GPU:
-`--config.data.size="(512, 256)" --config.model.name=landmark_vgg19`.
+`--config.data.options.size="(512, 256)" --config.model.name=landmark_vgg19`.
 """
 from ml_collections import ConfigDict
 

@@ -36,7 +36,7 @@ def for_images(config: ConfigDict, *, num_values: int, num_steps: int = 10) -> C
     config.eval.attacks = ConfigDict({
         'ifgsm10_l2': threat('ifgsm', eps=(unit, 2 * unit, 4 * unit), norm='l2', num_steps=10),
         # What SMIA is without its stabilization: the same steps from the same start.
-        'ifgsm100_l2': threat('ifgsm', eps=(unit, 2 * unit, 4 * unit), norm='l2', num_steps=100),
+        'pgd100_clean_l2': threat('pgd', eps=(unit, 2 * unit, 4 * unit), norm='l2', num_steps=100, start='clean'),
         'pgd100_l2': threat('pgd', eps=(unit, 2 * unit, 4 * unit), norm='l2', num_steps=100),
         'smia100_l2': threat('smia', eps=(unit, 2 * unit, 4 * unit), norm='l2', num_steps=100),
         'pgd100': threat('pgd', num_steps=100),

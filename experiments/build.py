@@ -20,6 +20,7 @@ from experiments.defenses import make_defense
 from experiments.tasks import make_task, thresholds_of
 from medrobust_jax.attacks.registry import (
     MINIMUM_NORM,
+    MOVES_PIXELS,
     NEEDS_LOGITS,
     NEEDS_PIXEL_LOGITS,
     TAKES_TASK_LOSS,
@@ -99,6 +100,9 @@ def criterion_of(config: ConfigDict, *, judged: bool = False) -> tuple[float, ..
     if judged and config.eval.calibrated_on:
         return thresholds_of(config.eval.calibrated_on)
     if config.task.get('calibrated_on'):
+        if config.task.threshold:
+            raise ValueError('config.task.calibrated_on and config.task.threshold name the criterion twice: '
+                             'set one')
         return thresholds_of(config.task.calibrated_on)
     return tuple(config.task.get('threshold', ()))
 
@@ -107,6 +111,9 @@ def load_split(config: ConfigDict, split: str, data_dir: str | None) -> Source:
     """Opens one split of the config's data set."""
     if not config.data.name:
         raise ValueError('config.data.name is empty: name a data set, e.g. --config.data.name=folder:my_images')
+    if config.data.size is not None and 'size' in config.data.options:
+        raise ValueError('this config names the size as config.data.options.size, e.g. '
+                         '--config.data.options.size="(128, 64)"; leave config.data.size alone')
     options = {'size': config.data.size, **config.data.options.to_dict()}  # a pair stands among the options
     return registry.load(config.data.name, split, data_dir=data_dir, **options)
 
@@ -244,6 +251,9 @@ def build_threats(attacks: Mapping[str, Any], task: Task) -> list[Threat | Ensem
         if spec['attack'] in NEEDS_PIXEL_LOGITS and task.name != 'segmentation':
             raise ValueError(f"config.eval.attacks.{name}: '{spec['attack']}' reads logits per pixel, and the "
                              f"task '{task.name}' has none; pgd, smia, apgd take any task")
+        if spec['attack'] in MOVES_PIXELS and not {'label', 'findings'} & set(task.target_names):
+            raise ValueError(f"config.eval.attacks.{name}: '{spec['attack']}' moves the image and not its "
+                             f"{', '.join(task.target_names)}: a right answer would count as wrong")
         if task.name != 'classification':
             if spec['attack'] in NEEDS_LOGITS:
                 raise ValueError(f"config.eval.attacks.{name}: '{spec['attack']}' reads one logit per class, and "

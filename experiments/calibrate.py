@@ -42,6 +42,9 @@ def calibrate(config: ConfigDict, workdir: str | Path, *, split: str, data_dir: 
     layout = make_layout(data_mesh(), width=config.eval.block_width, chunk=config.eval.chunk)
     point = clean_point(subject.forward, subject.variables, task, examples, layout=layout, seed=config.eval.seed)
     values = np.asarray(row_by_row(task.quality)(point.outputs, examples.targets))
+    if not np.isfinite(values).all():
+        row = int(examples.index[~np.isfinite(values).reshape(len(values), -1).all(axis=1)][0])
+        raise ValueError(f'the quality of row {row} of {split} is not finite: no output there is usable')
     found = {
         'thresholds': list(task.threshold_of(values)), 'task': task.name, 'split': split,
         'num_examples': len(values),

@@ -70,7 +70,9 @@ def subject_of(config: ConfigDict, workdir: str | Path, *, data_dir: str | None 
     trained, asked = metadata['config'], build.training_config(config)
     if config_fingerprint(trained) != config_fingerprint(asked):
         raise ValueError(f'{workdir} was trained with another config; differing fields: '
-                         + '; '.join(differing_fields(trained, asked)))
+                         + '; '.join(differing_fields(trained, asked))
+                         + ('; a run trained with --config.task.calibrated_on needs it here too'
+                            if trained['task'].get('threshold') != asked['task'].get('threshold') else ''))
     source = build.load_split(config, config.eval.split, data_dir)
     task = build.build_task(config, source.info)
     model = apply_model(build.build_model(config, task))

@@ -166,6 +166,19 @@ def confidence(outputs: np.ndarray, prediction: int, task: str) -> float | None:
     return float(softmax(outputs)[prediction])
 
 
+def notes_on_criteria(rows: Sequence[Row]) -> list[str]:
+    """A sentence for every data set whose rows were judged by different thresholds."""
+    found = []
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        criteria = {tuple(row.provenance.get('criterion', ())) for row in rows if row.dataset == dataset}
+        if len(criteria) > 1:
+            named = ', '.join(str(tuple(round(t, 4) for t in each)) if each else 'the default'
+                              for each in sorted(criteria))
+            found.append(f"{dataset}: outputs were judged by different criteria ({named}), so the shares within "
+                         'criterion do not compare; evaluate all with one --config.eval.calibrated_on.')
+    return found
+
+
 def write_report(workdirs: Sequence[str | Path], out: str | Path, *, title: str, commands: Sequence[str] = (),
                  notes: Sequence[str] = (), class_names: Sequence[str] = (), attacks: Sequence[str] | None = None,
                  eps: float | None = None) -> list[Row]:
@@ -177,6 +190,7 @@ def write_report(workdirs: Sequence[str | Path], out: str | Path, *, title: str,
         name = f'{mine.defense} (seed {mine.seed})'
         pictures += pictures_of(workdir, title=name, class_names=class_names, attacks=attacks, eps=eps)
         margins += [found] if (found := margins_of(workdir, title=f'{mine.dataset}, {name}')) else []
+    notes = [*notes, *notes_on_criteria(rows)]
     page = build_report(rows, pictures, title=title, commands=commands, notes=notes, margins=margins)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)

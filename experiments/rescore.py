@@ -21,7 +21,7 @@ from experiments.evaluate import subject_of
 from medrobust_jax.core import rng
 from medrobust_jax.core.types import AttackResult
 from medrobust_jax.data.files import read_npz
-from medrobust_jax.evaluate.programs import in_chunks, make_layout, make_score
+from medrobust_jax.evaluate.programs import in_chunks, make_layout, make_score, row_by_row
 from medrobust_jax.evaluate.sanity import check_point
 from medrobust_jax.evaluate.suite import GridPoint
 from medrobust_jax.parallel.mesh import data_mesh
@@ -62,7 +62,7 @@ def rescore(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = N
             raise ValueError(f'{path} holds other examples than config.eval names')
         for eps, images, acceptable in zip(saved['eps'], saved['images'], saved['acceptable'], strict=True):
             outputs = score(subject.variables, keys, images)
-            again = np.asarray(task.acceptable(outputs, examples.targets))
+            again = row_by_row(task.acceptable)(outputs, examples.targets)
             result = AttackResult(images, np.zeros(len(again)), acceptable, np.zeros(len(again), np.int32))
             point = GridPoint(float(eps), result, outputs, acceptable, again, 0.0, 0.0, 0.0)
             found.append(Rescored(path.stem, float(eps), examples.index, acceptable, again,

@@ -101,6 +101,8 @@ NEEDS_LOGITS = frozenset({'pgd_margin', 'apgd_targeted', 'fab', 'fab_targeted', 
                           'deepfool', 'simba'})
 # Attacks that read one logit per class at every pixel.
 NEEDS_PIXEL_LOGITS = frozenset({'segpgd', 'cospgd', *(f'sea_{name}' for name in sea.SEA_LOSSES)})
+# Attacks that move what is seen, and with it the places of masks, points and boxes.
+MOVES_PIXELS = frozenset({'spatial', 'spatial_grid'})
 # Attacks whose recorded loss, the pixel error, is not what they climb.
 CLIMBS_ANOTHER_LOSS = frozenset(f'sea_{name}' for name in sea.SEA_LOSSES)
 # Attacks whose default loss reads one logit per class, and which take loss='task' instead.

@@ -15,6 +15,7 @@ Example:
     boxes = decode(raw[..., 1:5], points)                                # [B, A, 4]
     chosen = jax.vmap(partial(assign, points))(true_boxes, box_mask)     # which box each point shall find
 """
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -79,7 +80,8 @@ def flatten(outputs: Sequence[Array]) -> Array:
     if outputs[0].shape[-1] <= NUM_BOX_CHANNELS:
         raise ValueError(f'a detector has 5 + num_classes output channels, not {outputs[0].shape[-1]}: '
                          'set num_outputs of the model to the task\'s')
-    return jnp.concatenate([output.reshape(len(output), -1, output.shape[-1]) for output in outputs], axis=1)
+    return jnp.concatenate([output.reshape(len(output), math.prod(output.shape[1:-1]), output.shape[-1])
+                            for output in outputs], axis=1)
 
 
 def decode(raw: Array, points: Points) -> Array:

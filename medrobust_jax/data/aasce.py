@@ -83,6 +83,10 @@ def read_tables(root: Path, split: str) -> list[Row]:
             rows = list(csv.DictReader(stream))
         if not rows or not {'file', 'group'} <= set(rows[0]):
             raise ValueError(f'{listing} needs the columns file and group')
+        for number, row in enumerate(rows, start=2):
+            if not row['file'] or not row['group']:
+                raise ValueError(f'{listing}, line {number}: a file and its group (the patient) are needed, not '
+                                 f"{row['file']!r} and {row['group']!r}")
         names, groups = [row['file'] for row in rows], [row['group'] for row in rows]
     points = _landmarks(table)
     if len(points) != len(names):
@@ -169,6 +173,8 @@ def open_aasce(split: str = 'train', *, data_dir: str | os.PathLike[str] | None 
     pair = target_size((128, 64) if size is None else size)
     rows, notes = split_rows(locate(data_dir), split, seed=split_seed, val_fraction=val_fraction,
                              drop_overlap=drop_overlap)
+    if not rows:
+        raise ValueError(f"aasce/{split}: no image is left; {' '.join(notes)}")
     framed = [frame(row.path, row.points, pair, fit) for row in rows]
     points = np.stack([place for _, place in framed])
     targets = {'points': points}

@@ -61,6 +61,9 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.n
                          '[N, H, W] twice, a mask of its image\'s size')
     if patients.shape != (len(images),):
         raise ValueError(f'{path}: {patients.shape} patient ids for {len(images)} slices')
+    if not np.issubdtype(patients.dtype, np.integer):
+        raise ValueError(f"{path}: 'patient' holds {patients.dtype}, not whole numbers 1..100; row 0 is "
+                         f'{patients[0]!r}')
     masks.check_known(labels, len(CLASS_NAMES), str(path))
     bad = np.flatnonzero(~((patients >= 1) & (patients <= 100)))
     if bad.size:

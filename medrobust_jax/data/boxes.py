@@ -45,7 +45,9 @@ def clean(boxes: np.ndarray, labels: np.ndarray, *, where: str,
       ValueError: naming file and object, for a box that cannot be used.
     """
     boxes, labels = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(labels, np.int32).reshape(-1)
-    empty = ~(boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    inside = np.clip(boxes, 0, 1).astype(np.float32)  # slivers at the edge are empty once cut to the image
+    touching = (boxes[:, 2:] > 0).all(axis=1) & (boxes[:, :2] < 1).all(axis=1)
+    empty = ~(boxes[:, 2:] > boxes[:, :2]).all(axis=1) | (touching & ~(inside[:, 2:] > inside[:, :2]).all(axis=1))
     outside = (boxes[:, 2:] <= 0).any(axis=1) | (boxes[:, :2] >= 1).any(axis=1)
     for problem, bad, cure in (
             ('is not finite', ~np.isfinite(boxes).all(axis=1), ''),

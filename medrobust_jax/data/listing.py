@@ -154,4 +154,7 @@ def group_of(name: str, pattern: str | None) -> str:
     match = re.search(pattern, name)
     if match is None:
         raise ValueError(f"group_pattern '{pattern}' is not found in the file name {name}")
-    return match.group(1) if match.groups() else match.group(0)
+    group = match.group(1) if match.groups() else match.group(0)
+    if not group:
+        raise ValueError(f"group_pattern '{pattern}' finds nothing but empty text in the file name {name}")
+    return group

@@ -124,8 +124,13 @@ def pairs(images: Path, masks: Path, *, mask_suffix: str = '', split: str = '', 
     for folder in (images, masks):
         if not folder.is_dir():
             raise FileNotFoundError(f'no folder {folder}')
-        names[folder] = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES
-                         and not (passed_over and path.stem.endswith(passed_over))}
+        names[folder] = {}
+        for path in sorted(folder.iterdir()):
+            if path.suffix.lower() not in SUFFIXES or (passed_over and path.stem.endswith(passed_over)):
+                continue
+            if path.stem in names[folder]:
+                raise ValueError(f'{path} and {names[folder][path.stem].name} have one name: which one is meant?')
+            names[folder][path.stem] = path
     if not names[images]:
         raise ValueError(f"{images} holds no files {', '.join(SUFFIXES)}")
     without = [path for stem, path in names[images].items() if stem + mask_suffix not in names[masks]]

@@ -158,7 +158,7 @@ def read_nifti(path: Path, channel: int | None = None) -> tuple[np.ndarray, tupl
         values = np.asarray(image.dataobj, dtype=np.float64)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f'{path} is truncated or damaged ({error})') from error
-    spacing = tuple(float(zoom) for zoom in image.header.get_zooms()[:3])
+    spacing = read_spacing(path)
     if values.ndim == 4 and channel is not None:
         if not 0 <= channel < values.shape[3]:
             raise ValueError(f'{path}: no channel {channel}; there are {values.shape[3]}')
@@ -172,7 +172,11 @@ def read_nifti(path: Path, channel: int | None = None) -> tuple[np.ndarray, tupl
 
 def read_spacing(path: Path) -> tuple[float, ...]:
     """The spacing in a NIfTI file's header, one number per spatial axis; reads no voxel."""
-    return tuple(float(zoom) for zoom in _nifti(path).header.get_zooms()[:3])
+    image = _nifti(path)
+    with image.file_map['image'].get_prepare_fileobj('rb') as stream:
+        # As written: opened in the usual way, a spacing of 0 or less becomes another one without a word.
+        header = type(image.header).from_fileobj(stream, check=False)
+    return tuple(float(zoom) for zoom in header['pixdim'][1:4])
 
 
 def windowed(values: np.ndarray, window: Window | str, path: Path) -> np.ndarray:

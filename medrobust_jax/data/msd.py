@@ -127,6 +127,8 @@ def _source(task: str, split: str, size: int, data_dir: Directory, axis: int | N
             channel: int, window: Window | str | None, split_seed: int, *, slices: bool,
             keep_empty: bool) -> ArraySource:
     files.check_split(split, SPLITS, task)
+    if not isinstance(size, int):
+        raise ValueError(f'size = {size} must be one number, the side of the square or cube that is cut out')
     if size < 1 or axis not in (None, 0, 1, 2) or (spacing is not None and not 0 < spacing <= LONGEST):
         raise ValueError(f'size = {size} must be positive, axis = {axis} one of 0, 1, 2, spacing = {spacing} in '
                          f'(0, {LONGEST:g}] mm')
@@ -223,6 +225,6 @@ def _window(window: Window | str | None, task: MsdTask, channel: int) -> Window 
                          'for the abdomen')
     if window is None:
         return 'volume'
-    if not (window == 'volume' if isinstance(window, str) else window[1] > 0):
+    if not (window == 'volume' if isinstance(window, str) else len(window) == 2 and window[1] > 0):
         raise ValueError(f"window = {window!r} must be (center, width) with width > 0, or 'volume'")
     return window

@@ -27,8 +27,8 @@ OVERSAMPLING = 2
 
 
 def spine_phantoms(split: str = 'train', *, num_examples: int | None = None, seed: int = 0,
-                   size: Size = (64, 32), num_vertebrae: int = 6) -> ArraySource:
-    """The phantoms as a source with 'points' `[4 num_vertebrae, 2]` and 'segmentation'.
+                   size: Size = (64, 32), num_vertebrae: int = 6, mask: bool = True) -> ArraySource:
+    """The phantoms as a source with 'points' `[4 num_vertebrae, 2]` and, with `mask`, 'segmentation'.
 
     Args:
       split: 'train', 'val' or 'test'; they share no image.
@@ -36,6 +36,7 @@ def spine_phantoms(split: str = 'train', *, num_examples: int | None = None, see
       seed: of all draws.
       size: (height, width) in pixels, or one number for both.
       num_vertebrae: V >= 2; with 17 the landmarks are AASCE's 68.
+      mask: whether to add the mask inside the contour.
 
     Raises:
       ValueError: for an unknown split or a number out of range.
@@ -51,10 +52,12 @@ def spine_phantoms(split: str = 'train', *, num_examples: int | None = None, see
     drawn = [render(row, seed=seed, stream=stream, size=pair, num_vertebrae=num_vertebrae)
              for row in range(num_examples)]
     images, points = (np.stack(part) for part in zip(*drawn, strict=True))
-    masks = rasterize(points[:, spine_contour(4 * num_vertebrae)], pair).astype(np.int32)
+    targets = {'points': points}
+    if mask:
+        targets['segmentation'] = rasterize(points[:, spine_contour(4 * num_vertebrae)], pair).astype(np.int32)
     names = tuple(f'vertebra {vertebra} {corner}' for vertebra in range(1, num_vertebrae + 1)
                   for corner in ('top left', 'top right', 'bottom left', 'bottom right'))
-    return ArraySource(images, {'points': points, 'segmentation': masks}, name='spine_phantom', split=split,
+    return ArraySource(images, targets, name='spine_phantom', split=split,
                        class_names=names, range_map='uint8 / 255, drawn procedurally')
 
 

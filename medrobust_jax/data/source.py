@@ -221,7 +221,7 @@ def all_labels(source: Source) -> np.ndarray:
     labels = all_of(source, 'label')
     if labels is None:
         raise ValueError(f'{source.info.name}/{source.info.split} has no label per image, which class-balanced '
-                         'sampling and class-wise splits need')
+                         'sampling (config.data.class_balanced) and class-wise splits need')
     return labels
 
 

@@ -15,6 +15,7 @@ Example:
 References:
   Everingham et al., The PASCAL Visual Object Classes Challenge, IJCV 2010.
 """
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,12 +59,14 @@ def read_annotation(path: Path) -> Annotation:
     except ElementTree.ParseError as error:
         raise ValueError(f'{path} is truncated or no XML ({error})') from error
     height, width = (_number(root.find('size'), name, f'{path}, size') for name in ('height', 'width'))
-    if height < 1 or width < 1:
+    if not (1 <= height < math.inf and 1 <= width < math.inf):
         raise ValueError(f'{path}: a size of {width:g} x {height:g} pixels')
     names, boxes = [], []
     for number, element in enumerate(root.findall('object'), start=1):
         where = f'{path}, object {number}'
         names.append((element.findtext('name') or '').strip())
+        if not names[-1]:
+            raise ValueError(f'{where}: there is no name, the class of the object')
         boxes.append([_number(element.find('bndbox'), corner, where) for corner in _CORNERS])
     fractions = np.asarray(boxes, float).reshape(-1, 4) / [width, height, width, height]
     return Annotation((int(height), int(width)), tuple(names), fractions)

@@ -163,7 +163,7 @@ class ResultWriter:
         self._shown = np.asarray(rows[:count], dtype=int)
         self._pictures = {'task': np.asarray(task.name), 'index': self.examples.index[self._shown],
                           'clean': self.examples.images[self._shown],
-                          **_named('target', self._of_shown(self.examples.targets)),
+                          **_named('target', _rows_of(self.examples.targets, self._shown)),
                           **self._shown_outputs('clean', [clean])}
 
     def _collect_pictures(self, threat: AnyThreat, points: Sequence[GridPoint]) -> None:
@@ -175,19 +175,23 @@ class ResultWriter:
 
     def _shown_outputs(self, name: str, points: Sequence[GridPoint]) -> dict[str, np.ndarray]:
         """Predictions, with a leading axis for the points; and outputs where they are small."""
-        outputs = [self._of_shown(point.outputs) for point in points]
-        shown = [_named(f'{name}/prediction', self.subject.task.predict(each)) for each in outputs]
+        count, predict = len(self._shown), self.subject.task.predict
+        # At least one row is decoded: where nothing is shown its shape alone is kept.
+        rows = self._shown if count else np.zeros(1, int)
+        outputs = [_rows_of(point.outputs, rows) for point in points]
+        shown = [_named(f'{name}/prediction', _rows_of(predict(each), np.arange(count))) for each in outputs]
         if getattr(outputs[0], 'ndim', 0) == 2:
-            shown = [{**one, f'{name}/outputs': each} for one, each in zip(shown, outputs, strict=True)]
+            shown = [{**one, f'{name}/outputs': each[:count]} for one, each in zip(shown, outputs, strict=True)]
         return {key: np.stack([one[key] for one in shown]) for key in shown[0]}
-
-    def _of_shown(self, tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[self._shown], tree)
 
     def save_pictures(self) -> None:
         """Writes what was kept to show to `pictures.npz`."""
         if self._pictures:
             save_arrays(self.workdir / 'pictures.npz', self._pictures)
+
+
+def _rows_of(tree: PyTree, rows: np.ndarray) -> PyTree:
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], tree)
 
 
 def _named(name: str, tree: PyTree) -> dict[str, np.ndarray]:

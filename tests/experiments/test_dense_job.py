@@ -94,3 +94,26 @@ def test_attacks_for_other_outputs_are_refused(natural):
     with pytest.raises(ValueError, match='logits per pixel'):
         build.build_threats({'x': threat('segpgd')}, build.build_task(
             build.base_config(), build.registry.load('oct_phantom', 'val', num_examples=4).info))
+
+
+def test_what_cannot_be_meant_is_refused(natural):
+    config = tiny('natural')
+    task = build.build_task(config, build.load_split(config, 'val', None).info)
+    with pytest.raises(ValueError, match='moves the image and not its segmentation'):
+        build.build_threats({'x': threat('spatial', eps=(1.,))}, task)
+    config.task.threshold, config.task.calibrated_on = (.5,), str(natural[0])
+    with pytest.raises(ValueError, match='name the criterion twice'):
+        build.criterion_of(config)
+    config = tiny('natural')
+    config.data.options.size = 16
+    with pytest.raises(ValueError, match=r'leave config\.data\.size alone'):
+        build.load_split(config, 'val', None)
+
+
+def test_a_model_that_is_never_acceptable_is_judged(tmp_path):
+    config = tiny('natural')
+    config.task.threshold = (1.,)
+    config.eval.attacks = ConfigDict({'pgd2': threat('pgd', num_steps=1)})
+    train_and_evaluate(config, tmp_path, progress=False)
+    rows = evaluate(config, tmp_path, progress=False)
+    assert {row.value for row in rows if row.metric == 'robust_accuracy'} == {0.}

@@ -1,6 +1,9 @@
 """What metrics are called per task, and which speak for it."""
+from types import SimpleNamespace as Row
+
 import pytest
 
+from experiments.report import notes_on_criteria
 from medrobust_jax.report.html import build_report
 from medrobust_jax.report.naming import Kind, headline, kind_of, metric_of, split_structure
 from medrobust_jax.report.structures import structure_tables
@@ -59,3 +62,12 @@ def test_structures_have_tables_of_their_own(dense):
         assert text in page
     assert '<dt>robust accuracy</dt>' not in page
     assert '<dt>Cobb angle</dt>' not in page
+
+
+def test_rows_of_different_criteria_are_pointed_out():
+    one, other, default = (Row(dataset='acdc', provenance=each)
+                           for each in ({'criterion': [.9]}, {'criterion': [.8]}, {}))
+    assert notes_on_criteria([one, one]) == notes_on_criteria([default, default]) == []
+    (note,) = notes_on_criteria([one, other, default])
+    assert '(0.8,), (0.9,)' in note
+    assert 'the default' in note
