@@ -14,7 +14,7 @@ Errors are in percent of the image's height, and Cobb angles in degrees. On a GP
 from ml_collections import ConfigDict
 
 from configs.base import base_config
-from configs.dense_cpu import for_images
+from configs.dense_cpu import ADAPTIVE, for_images
 
 
 def get_config(defense: str = 'natural') -> ConfigDict:
@@ -27,12 +27,10 @@ def get_config(defense: str = 'natural') -> ConfigDict:
     config.task.cobb_angles = True
     config.model.name = 'landmark_net'
     config.model.options = ConfigDict({'width': 16})
-    config.train.batch_size = 16
     config.train.epochs = 40.0 if defense == 'natural' else 24.0
     config.train.eval_every_epochs = 4.0
     config.train.checkpoint_every_epochs = 4.0
-    config.validation.max_examples = 60
-    if defense in ('amat', 'ima'):
+    if defense in ADAPTIVE:
         config.defense.delta = 0.05
         config.defense.min_margin = 0.05
     config.eval.max_examples = 60

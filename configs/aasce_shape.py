@@ -12,7 +12,7 @@
 from ml_collections import ConfigDict
 
 from configs.base import base_config
-from configs.dense_cpu import for_images
+from configs.dense_cpu import ADAPTIVE, for_images
 
 
 def get_config(defense: str = 'natural') -> ConfigDict:
@@ -25,17 +25,15 @@ def get_config(defense: str = 'natural') -> ConfigDict:
     config.task.contour = 'spine'
     config.task.cobb_angles = True
     config.model.name = 'shape_net_small'
-    config.train.batch_size = 16
     config.train.epochs = 60.0 if defense == 'natural' else 40.0
     config.train.eval_every_epochs = 10.0
     config.train.checkpoint_every_epochs = 10.0
-    config.validation.max_examples = 60
     if defense == 'two_attacks':
         config.defense.attack_losses = ('shape_regression', 'shape_mask')
         config.defense.eps = 0.07  # Linf, steps of .01 [code of the paper]
         config.defense.attack.options.norm = 'linf'
         config.defense.attack.options.num_steps = 10
-    if defense in ('amat', 'ima'):
+    if defense in ADAPTIVE:
         config.defense.delta = 0.05
     config.eval.max_examples = 60
     return config

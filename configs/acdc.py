@@ -13,7 +13,7 @@ What they reach stands in results/README.md. For the published kind of network o
 from ml_collections import ConfigDict
 
 from configs.base import base_config
-from configs.dense_cpu import for_images
+from configs.dense_cpu import ADAPTIVE, for_images
 
 
 def get_config(defense: str = 'natural') -> ConfigDict:
@@ -25,12 +25,10 @@ def get_config(defense: str = 'natural') -> ConfigDict:
                            ('intensity', {'brightness': 0.1, 'contrast': 0.2, 'gamma': 0.2}))
     config.model.name = 'unet'
     config.model.options = ConfigDict({'width': 16, 'depth': 3})
-    config.train.batch_size = 16
     config.train.epochs = 20.0 if defense == 'natural' else 12.0
     config.train.eval_every_epochs = 4.0
     config.train.checkpoint_every_epochs = 2.0
-    config.validation.max_examples = 60
-    if defense in ('amat', 'ima'):
+    if defense in ADAPTIVE:
         config.defense.delta = 0.1
     config.eval.max_examples = 60
     return config

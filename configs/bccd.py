@@ -12,7 +12,7 @@ On a GPU: `--config.data.options.size="(240, 320)" --config.model.options.width=
 from ml_collections import ConfigDict
 
 from configs.base import base_config
-from configs.dense_cpu import for_images
+from configs.dense_cpu import ADAPTIVE, for_images
 
 
 def get_config(defense: str = 'natural') -> ConfigDict:
@@ -25,12 +25,10 @@ def get_config(defense: str = 'natural') -> ConfigDict:
                            ('intensity', {'brightness': 0.1, 'contrast': 0.2}))
     config.model.name = 'detector'
     config.model.options = ConfigDict({'width': 32, 'pyramid_width': 32})
-    config.train.batch_size = 16
     config.train.epochs = 80.0 if defense == 'natural' else 50.0
     config.train.eval_every_epochs = 10.0
     config.train.checkpoint_every_epochs = 10.0
-    config.validation.max_examples = 60
-    if defense in ('amat', 'ima'):
+    if defense in ADAPTIVE:
         config.defense.delta = 0.1
         config.defense.min_margin = 0.1
         config.defense.attack.options.relative_step_size = 5 / config.defense.attack.options.num_steps

@@ -8,27 +8,30 @@ from ml_collections import ConfigDict
 
 from configs.base import threat
 
+ADAPTIVE = ('amat', 'ima')  # defenses that give every image a radius of its own
+
 
 def for_images(config: ConfigDict, *, num_values: int, num_steps: int = 10) -> ConfigDict:
-    """Fills in radii, attacks and the selection.
+    """Fills in radii, attacks, the selection and the batch size.
 
     Args:
       config: of any dense task.
       num_values: of an image: pixels times channels.
       num_steps: of the training attack.
     """
-    natural = config.defense.name == 'natural'
+    natural, adaptive = config.defense.name == 'natural', config.defense.name in ADAPTIVE
     unit = round(2 / 255 * num_values**0.5, 2)
     config.defense.eps = 2 * unit  # SAT's; the other radius of the comparison is --config.defense.eps of half that
     config.defense.attack.options.norm = 'l2'
     config.defense.attack.options.num_steps = num_steps
     # Steps add up to 4 radii for adaptive margins (alpha of the paper's code), to 2.5 elsewhere.
-    length = 4 if config.defense.name in ADAPTIVE else 2.5
-    config.defense.attack.options.relative_step_size = length / num_steps
-    if config.defense.name in ADAPTIVE:
+    config.defense.attack.options.relative_step_size = (4 if adaptive else 2.5) / num_steps
+    if adaptive:
         config.validation.norm = 'l2'
     config.validation.select_metric = 'score' if natural else 'robust_score'
     config.validation.eps = 2 * unit
+    config.validation.max_examples = 60
+    config.train.batch_size = 16
     config.optimizer.name = 'adamw'
     config.optimizer.learning_rate = 2e-3
     # Here quality under attack is a number per image, not right or wrong: every attack runs to its end.
@@ -43,6 +46,3 @@ def for_images(config: ConfigDict, *, num_values: int, num_steps: int = 10) -> C
         'smia100': threat('smia', num_steps=100),
     })
     return config
-
-
-ADAPTIVE = ('amat', 'ima')
