@@ -9,10 +9,9 @@ Example:
 import jax
 import jax.numpy as jnp
 
-from medrobust_jax.attacks.run import perturb
 from medrobust_jax.core.types import Array, Attack, Batch, Defense, Forward, Outputs, PyTree, Targets, Task
 from medrobust_jax.defenses.radius import Radius
-from medrobust_jax.defenses.standard import stateless, victim_of
+from medrobust_jax.defenses.standard import attacked_by, stateless
 
 
 def mart(task: Task, attack: Attack, *, radius: Radius, beta: float = 6.0,
@@ -46,11 +45,6 @@ def mart(task: Task, attack: Attack, *, radius: Radius, beta: float = 6.0,
         raise ValueError(f'beta = {beta} must not be negative')
     classifies = task.name == 'classification'
 
-    def craft(forward: Forward, params: PyTree, model_state: PyTree, state: PyTree, batch: Batch, step: Array,
-              keys: Array) -> Array:
-        victim = victim_of(task, forward, params, model_state, batch_norm=attack_batch_norm)
-        return perturb(attack, victim, keys, batch['image'], task.targets(batch), eps=radius(step, keys))
-
     def loss(forward: Forward, params: PyTree, model_state: PyTree, state: PyTree, batch: Batch,
              crafted: Array, step: Array, keys: Array) -> tuple:
         targets = task.targets(batch)
@@ -67,7 +61,7 @@ def mart(task: Task, attack: Attack, *, radius: Radius, beta: float = 6.0,
                    'robust_accuracy': task.acceptable(outputs, targets)}
         return total, (model_state, metrics)
 
-    return stateless(craft, loss)
+    return stateless(attacked_by(task, attack, radius, batch_norm=attack_batch_norm), loss)
 
 
 def _is_label(logits: Outputs, labels: Targets) -> Array:

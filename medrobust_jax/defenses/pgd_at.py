@@ -6,10 +6,9 @@ Example:
 
     defense = pgd_at(task, pgd(num_steps=10, relative_step_size=0.25), radius=constant(8 / 255))
 """
-from medrobust_jax.attacks.run import perturb
 from medrobust_jax.core.types import Array, Attack, Batch, Defense, Forward, PyTree, Task
 from medrobust_jax.defenses.radius import Radius
-from medrobust_jax.defenses.standard import stateless, victim_of
+from medrobust_jax.defenses.standard import attacked_by, stateless
 
 
 def pgd_at(task: Task, attack: Attack, *, radius: Radius, clean_weight: float = 0.0,
@@ -35,11 +34,6 @@ def pgd_at(task: Task, attack: Attack, *, radius: Radius, clean_weight: float = 
     if not 0 <= clean_weight < 1:
         raise ValueError(f'clean_weight = {clean_weight} must be in [0, 1)')
 
-    def craft(forward: Forward, params: PyTree, model_state: PyTree, state: PyTree, batch: Batch, step: Array,
-              keys: Array) -> Array:
-        victim = victim_of(task, forward, params, model_state, batch_norm=attack_batch_norm)
-        return perturb(attack, victim, keys, batch['image'], task.targets(batch), eps=radius(step, keys))
-
     def loss(forward: Forward, params: PyTree, model_state: PyTree, state: PyTree, batch: Batch,
              crafted: Array, step: Array, keys: Array) -> tuple:
         targets = task.targets(batch)
@@ -51,4 +45,4 @@ def pgd_at(task: Task, attack: Attack, *, radius: Radius, clean_weight: float = 
         total = total + (1 - clean_weight) * task.loss(outputs, targets)
         return total, (model_state, {'robust_accuracy': task.acceptable(outputs, targets)})
 
-    return stateless(craft, loss)
+    return stateless(attacked_by(task, attack, radius, batch_norm=attack_batch_norm), loss)

@@ -1,6 +1,6 @@
 """Natural training, and the pieces that every defense is made of.
 
-Contents: `natural`, `victim_of`, `stateless`.
+Contents: `natural`, `victim_of`, `attacked_by`, `stateless`.
 
 Example:
 
@@ -8,7 +8,9 @@ Example:
 """
 from collections.abc import Callable
 
-from medrobust_jax.core.types import Array, Batch, Defense, Forward, PyTree, Task, Victim
+from medrobust_jax.attacks.run import perturb
+from medrobust_jax.core.types import Array, Attack, Batch, Defense, Forward, PyTree, Task, Victim
+from medrobust_jax.defenses.radius import Radius
 
 
 def stateless(craft: Callable[..., PyTree], loss: Callable[..., tuple]) -> Defense:
@@ -30,6 +32,16 @@ def victim_of(task: Task, forward: Forward, params: PyTree, model_state: PyTree,
     """
     return Victim(lambda images, keys: forward(params, model_state, images, batch_norm=batch_norm)[0],
                   task.loss, task.acceptable)
+
+
+def attacked_by(task: Task, attack: Attack, radius: Radius, *, batch_norm: str) -> Callable[..., Array]:
+    """A defense's `craft`: the last iterates of `attack` on the task's loss, in balls of `radius`."""
+    def craft(forward: Forward, params: PyTree, model_state: PyTree, state: PyTree, batch: Batch, step: Array,
+              keys: Array) -> Array:
+        victim = victim_of(task, forward, params, model_state, batch_norm=batch_norm)
+        return perturb(attack, victim, keys, batch['image'], task.targets(batch), eps=radius(step, keys))
+
+    return craft
 
 
 def natural(task: Task) -> Defense:
