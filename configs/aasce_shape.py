@@ -1,8 +1,12 @@
 """The outline of the spine in X-rays (AASCE) at 64 x 32 pixels: 68 points and the mask they enclose.
 
-    python -m experiments.train    --config=configs/aasce_shape.py:natural --workdir=runs/aasce_shape/natural/0
-    python -m experiments.train    --config=configs/aasce_shape.py:two_attacks --workdir=runs/aasce_shape/rs/0
-    python -m experiments.evaluate --config=configs/aasce_shape.py:two_attacks --workdir=runs/aasce_shape/rs/0
+    python -m experiments.train     --config=configs/aasce_shape.py:natural --workdir=runs/shape/natural/0
+    python -m experiments.calibrate --config=configs/aasce_shape.py:natural --workdir=runs/shape/natural/0 \
+        --calibration_split=val
+    python -m experiments.train     --config=configs/aasce_shape.py:two_attacks --workdir=runs/shape/rs/0 START
+    python -m experiments.evaluate  --config=configs/aasce_shape.py:two_attacks --workdir=runs/shape/rs/0 START
+
+START is `--config.train.init_from=runs/shape/natural/0 --config.task.calibrated_on=runs/shape/natural/0`.
 
 'two_attacks' trains on attacks against points and mask ('rs'); one alone is
 `--config.defense.attack_losses="('shape_regression',)"`. For new anatomy from a shape model of 10 modes put
@@ -12,12 +16,12 @@
 from ml_collections import ConfigDict
 
 from configs.base import base_config
-from configs.dense_cpu import ADAPTIVE, for_images
+from configs.dense_cpu import for_images
 
 
 def get_config(defense: str = 'natural') -> ConfigDict:
     """`defense` is one of configs.defenses.DEFENSES."""
-    config = for_images(base_config(defense, 'shape'), num_values=64 * 32)
+    config = for_images(base_config(defense, 'shape'), num_values=64 * 32, epochs=(60, 10))
     config.data.name = 'aasce'
     config.data.options = ConfigDict({'size': (64, 32), 'mask': True})
     config.data.augment = (('affine', {'max_degrees': 5.0, 'max_scale': 0.1, 'max_pixels': 3.0}),
@@ -25,15 +29,10 @@ def get_config(defense: str = 'natural') -> ConfigDict:
     config.task.contour = 'spine'
     config.task.cobb_angles = True
     config.model.name = 'shape_net_small'
-    config.train.epochs = 60.0 if defense == 'natural' else 40.0
-    config.train.eval_every_epochs = 10.0
-    config.train.checkpoint_every_epochs = 10.0
     if defense == 'two_attacks':
         config.defense.attack_losses = ('shape_regression', 'shape_mask')
         config.defense.eps = 0.07  # Linf, steps of .01 [code of the paper]
         config.defense.attack.options.norm = 'linf'
         config.defense.attack.options.num_steps = 10
-    if defense in ADAPTIVE:
-        config.defense.delta = 0.05
-    config.eval.max_examples = 60
+    config.eval.max_examples = 40
     return config

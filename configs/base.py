@@ -59,6 +59,9 @@ def base_config(defense: str = 'natural', task: str = 'classification') -> Confi
     config.train.eval_every_epochs = 1.0
     config.train.checkpoint_every_epochs = 1.0
     config.train.log_every = 10  # steps
+    # Start from the best weights of this run, e.g. a natural one of the same model; None: from drawn ones. A run
+    # is identified by the fingerprint of these weights, not by where they lay.
+    config.train.init_from = placeholder(str)
 
     config.optimizer = ConfigDict()
     config.optimizer.name = 'sgd'

@@ -1,11 +1,11 @@
-"""Red cells, white cells and platelets in blood smears (BCCD) at 96 x 128 pixels, a small one-stage detector.
+"""Red cells, white cells and platelets in blood smears (BCCD) at 72 x 96 pixels, a small one-stage detector.
 
     python -m experiments.train     --config=configs/bccd.py:natural --workdir=runs/bccd/natural/0
     python -m experiments.calibrate --config=configs/bccd.py:natural --workdir=runs/bccd/natural/0
-    python -m experiments.train     --config=configs/bccd.py:amat --workdir=runs/bccd/amat/0 \
-        --config.task.calibrated_on=runs/bccd/natural/0
-    python -m experiments.evaluate  --config=configs/bccd.py:amat --workdir=runs/bccd/amat/0 \
-        --config.task.calibrated_on=runs/bccd/natural/0
+    python -m experiments.train     --config=configs/bccd.py:amat --workdir=runs/bccd/amat/0 START
+    python -m experiments.evaluate  --config=configs/bccd.py:amat --workdir=runs/bccd/amat/0 START
+
+START is `--config.train.init_from=runs/bccd/natural/0 --config.task.calibrated_on=runs/bccd/natural/0`.
 
 On a GPU: `--config.data.options.size="(240, 320)" --config.model.options.width=64`.
 """
@@ -17,19 +17,16 @@ from configs.dense_cpu import ADAPTIVE, for_images
 
 def get_config(defense: str = 'natural') -> ConfigDict:
     """`defense` is one of configs.defenses.DEFENSES; 'pgd_at' is what the papers on detection call SAT."""
-    config = for_images(base_config(defense, 'detection'), num_values=96 * 128 * 3)
+    config = for_images(base_config(defense, 'detection'), num_values=72 * 96 * 3, epochs=(80, 8))
     config.data.name = 'bccd'
-    config.data.options = ConfigDict({'size': (96, 128)})
+    config.data.options = ConfigDict({'size': (72, 96)})
     config.data.augment = (('flip_horizontal', {}), ('flip_vertical', {}),
-                           ('affine', {'max_degrees': 0.0, 'max_scale': 0.2, 'max_pixels': 8.0}),
+                           ('affine', {'max_degrees': 0.0, 'max_scale': 0.2, 'max_pixels': 6.0}),
                            ('intensity', {'brightness': 0.1, 'contrast': 0.2}))
     config.model.name = 'detector'
     config.model.options = ConfigDict({'width': 32, 'pyramid_width': 32})
-    config.train.epochs = 80.0 if defense == 'natural' else 50.0
-    config.train.eval_every_epochs = 10.0
-    config.train.checkpoint_every_epochs = 10.0
     if defense in ADAPTIVE:
-        config.defense.delta = 0.1
-        config.defense.min_margin = 0.1
+        config.defense.min_margin = config.defense.delta
         config.defense.attack.options.relative_step_size = 5 / config.defense.attack.options.num_steps
+    config.eval.max_examples = 24
     return config

@@ -11,15 +11,20 @@ from configs.base import threat
 ADAPTIVE = ('amat', 'ima')  # defenses that give every image a radius of its own
 
 
-def for_images(config: ConfigDict, *, num_values: int, num_steps: int = 10) -> ConfigDict:
-    """Fills in radii, attacks, the selection and the batch size.
+def for_images(config: ConfigDict, *, num_values: int, epochs: tuple[float, float],
+               num_steps: int = 10) -> ConfigDict:
+    """Fills in radii, attacks, the selection, the batch size and the length of the training.
 
     Args:
       config: of any dense task.
       num_values: of an image: pixels times channels.
+      epochs: of natural training from drawn weights, and of the other defenses from the natural run's weights
+        (`config.train.init_from`), which a CPU can afford and in which margins grow from the first epoch.
       num_steps: of the training attack.
     """
     natural, adaptive = config.defense.name == 'natural', config.defense.name in ADAPTIVE
+    config.train.epochs = float(epochs[not natural])
+    config.train.eval_every_epochs = config.train.checkpoint_every_epochs = config.train.epochs / 4
     unit = round(2 / 255 * num_values**0.5, 2)
     config.defense.eps = 2 * unit  # SAT's; the other radius of the comparison is --config.defense.eps of half that
     config.defense.attack.options.norm = 'l2'
@@ -28,6 +33,8 @@ def for_images(config: ConfigDict, *, num_values: int, num_steps: int = 10) -> C
     config.defense.attack.options.relative_step_size = (4 if adaptive else 2.5) / num_steps
     if adaptive:
         config.validation.norm = 'l2'
+        # Margins can reach 2.5 units by the end of the training, more than SAT's 2.
+        config.defense.delta = round(2.5 * unit / epochs[1], 3)
     config.validation.select_metric = 'score' if natural else 'robust_score'
     config.validation.eps = 2 * unit
     config.validation.max_examples = 60
@@ -39,10 +46,10 @@ def for_images(config: ConfigDict, *, num_values: int, num_steps: int = 10) -> C
     config.eval.attacks = ConfigDict({
         'ifgsm10_l2': threat('ifgsm', eps=(unit, 2 * unit, 4 * unit), norm='l2', num_steps=10),
         # What SMIA is without its stabilization: the same steps from the same start.
-        'pgd100_clean_l2': threat('pgd', eps=(unit, 2 * unit, 4 * unit), norm='l2', num_steps=100, start='clean'),
+        'pgd20_clean_l2': threat('pgd', eps=(unit, 2 * unit, 4 * unit), norm='l2', num_steps=20, start='clean'),
+        'smia20_l2': threat('smia', eps=(unit, 2 * unit, 4 * unit), norm='l2', num_steps=20),
         'pgd100_l2': threat('pgd', eps=(unit, 2 * unit, 4 * unit), norm='l2', num_steps=100),
-        'smia100_l2': threat('smia', eps=(unit, 2 * unit, 4 * unit), norm='l2', num_steps=100),
+        'smia20': threat('smia', num_steps=20),
         'pgd100': threat('pgd', num_steps=100),
-        'smia100': threat('smia', num_steps=100),
     })
     return config

@@ -1,7 +1,7 @@
 """From configuration to objects: the one file that knows every name.
 
 Contents: `check_config`, `build_task`, `build_model`, `build_defense`, `build_optimizer`,
-`build_augment`, `build_threats`, `load_split`, `Durations`.
+`build_augment`, `build_threats`, `load_split`, `initial_variables`, `Durations`.
 """
 import inspect
 import json
@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -36,7 +37,7 @@ from medrobust_jax.data.shape_transforms import model_of, shape_warp
 from medrobust_jax.data.source import Source, SourceInfo, all_of, read_batch
 from medrobust_jax.evaluate.ensembles import autoattack, medical_ensemble, segmentation_ensemble
 from medrobust_jax.evaluate.suite import Ensemble, Examples, Threat
-from medrobust_jax.models.forward import apply_model
+from medrobust_jax.models.forward import apply_model, init_variables
 from medrobust_jax.models.registry import create_model
 from medrobust_jax.train.checkpoint import load_for_evaluation
 from medrobust_jax.train.optim import create_optimizer, create_schedule
@@ -87,6 +88,9 @@ def training_config(config: ConfigDict) -> dict[str, Any]:
     if 'calibrated_on' in values['task']:
         del values['task']['calibrated_on']
         values['task']['threshold'] = criterion_of(config)
+    start = values['train'].pop('init_from', None)
+    if start:
+        values['train']['init_from'] = load_for_evaluation(start, 'best')[2]['checkpoint_fingerprint']
     return json.loads(json.dumps(values))
 
 
@@ -158,6 +162,26 @@ def build_task(config: ConfigDict, info: SourceInfo, *, training: bool = False) 
 def build_model(config: ConfigDict, task: Task) -> Any:
     """The Flax module."""
     return create_model(config.model.name, task.num_outputs, **config.model.options.to_dict())
+
+
+def initial_variables(config: ConfigDict, module: Any, image_shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """`(params, model_state)` that training starts from: drawn by the seed, or those of `config.train.init_from`.
+
+    Raises:
+      FileNotFoundError: where that run has no checkpoint.
+      ValueError: where its weights do not fit the model.
+    """
+    drawn = init_variables(module, init_key(config.seed), image_shape)
+    if not config.train.init_from:
+        return drawn
+    params, model_state, _ = load_for_evaluation(config.train.init_from, 'best')
+    found = (params, model_state)
+    ours, theirs = (jax.tree.map(jnp.shape, tree) for tree in (drawn, found))
+    if ours != theirs:
+        raise ValueError(f'config.train.init_from = {config.train.init_from} holds another model than '
+                         f"config.model, '{config.model.name}' for images {image_shape}: choose a run of the same "
+                         f'model, options and data size')
+    return found
 
 
 class Durations(NamedTuple):

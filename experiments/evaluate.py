@@ -71,8 +71,10 @@ def subject_of(config: ConfigDict, workdir: str | Path, *, data_dir: str | None 
     if config_fingerprint(trained) != config_fingerprint(asked):
         raise ValueError(f'{workdir} was trained with another config; differing fields: '
                          + '; '.join(differing_fields(trained, asked))
-                         + ('; a run trained with --config.task.calibrated_on needs it here too'
-                            if trained['task'].get('threshold') != asked['task'].get('threshold') else ''))
+                         + ''.join(f'; a run trained with --config.{flag} needs it here too'
+                                   for flag, part, field in (('task.calibrated_on', 'task', 'threshold'),
+                                                             ('train.init_from', 'train', 'init_from'))
+                                   if trained[part].get(field) != asked[part].get(field)))
     source = build.load_split(config, config.eval.split, data_dir)
     task = build.build_task(config, source.info)
     model = apply_model(build.build_model(config, task))

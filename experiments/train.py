@@ -17,7 +17,7 @@ from medrobust_jax.core.types import Task
 from medrobust_jax.data import loader
 from medrobust_jax.evaluate.programs import make_layout
 from medrobust_jax.evaluate.suite import Examples, GridPoint, Threat, attack_grid, clean_point
-from medrobust_jax.models.forward import apply_model, init_variables
+from medrobust_jax.models.forward import apply_model
 from medrobust_jax.parallel.mesh import data_mesh
 from medrobust_jax.train.loop import FitResult, fit
 from medrobust_jax.train.state import create_state
@@ -46,7 +46,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, *, data_dir: str
     defense = build.build_defense(config, task, durations)
     optimizer = build.build_optimizer(config, durations)
 
-    params, model_state = init_variables(module, build.init_key(config.seed), train.info.image_shape)
+    params, model_state = build.initial_variables(config, module, train.info.image_shape)
     logging.info('%s, %d parameters, on %s (%d images)', config.model.name,
                  sum(leaf.size for leaf in jax.tree.leaves(params)), config.data.name, len(train))
     forward = apply_model(module)

@@ -1,6 +1,7 @@
 """Masks from data to verdicts: train, calibrate, train with margins per image, evaluate by the same criterion."""
 import json
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -12,7 +13,7 @@ from experiments.calibrate import calibrate
 from experiments.evaluate import evaluate
 from experiments.train import train_and_evaluate
 from medrobust_jax.evaluate.verdicts import load_verdicts
-from medrobust_jax.train.checkpoint import load_defense_state
+from medrobust_jax.train.checkpoint import load_defense_state, load_for_evaluation
 
 
 def tiny(defense):
@@ -117,3 +118,21 @@ def test_a_model_that_is_never_acceptable_is_judged(tmp_path):
     train_and_evaluate(config, tmp_path, progress=False)
     rows = evaluate(config, tmp_path, progress=False)
     assert {row.value for row in rows if row.metric == 'robust_accuracy'} == {0.}
+
+
+def test_training_starts_from_the_weights_of_a_run(natural, tmp_path):
+    workdir, _ = natural
+    config = tiny('pgd_at')
+    config.train.init_from = str(workdir)
+    module = build.build_model(config, build.build_task(config, build.load_split(config, 'val', None).info))
+    params, model_state, about = load_for_evaluation(workdir, 'best')
+    jax.tree.map(np.testing.assert_array_equal, (params, model_state),
+                 build.initial_variables(config, module, (16, 16, 1)))
+    assert build.training_config(config)['train']['init_from'] == about['checkpoint_fingerprint']
+    assert 'init_from' not in build.training_config(tiny('pgd_at'))['train'], 'older runs stay what they were'
+    train_and_evaluate(config, tmp_path, progress=False)
+    with pytest.raises(ValueError, match='init_from needs it here too'):
+        evaluate(tiny('pgd_at'), tmp_path, progress=False)
+    config.model.options.width = 8
+    with pytest.raises(ValueError, match='holds another model'):
+        train_and_evaluate(config, tmp_path / 'other', progress=False)
