@@ -1,6 +1,6 @@
 """How sure a number is: intervals and paired tests for small medical test sets.
 
-Contents: `Estimate`, `wilson`, `proportion`, `bootstrap`, `mcnemar`, `paired_bootstrap`.
+Contents: `Estimate`, `wilson`, `proportion`, `bootstrap`, `mcnemar`, `paired_bootstrap`, `weighted_mean`.
 
 Images of one patient resemble each other, so where patient ids exist the patients are resampled,
 never the images: an interval over images would be too narrow.
@@ -109,7 +109,7 @@ def proportion(acceptable: ArrayLike, groups: ArrayLike | None = None, *,
     if values.min() == values.max():
         of_patients = wilson(num_groups * int(values[0]), num_groups, level=level)
         return of_patients._replace(n=n, method='wilson-patients')
-    return bootstrap(_weighted_mean, (values.astype(float),), groups=ids, weighted=True,
+    return bootstrap(weighted_mean, (values.astype(float),), groups=ids, weighted=True,
                      num_resamples=num_resamples, seed=seed, level=level)
 
 
@@ -213,7 +213,8 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     return min(1.0, 2 * float(special.bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
-def _weighted_mean(values: np.ndarray, weights: np.ndarray | None = None) -> Any:
+def weighted_mean(values: np.ndarray, weights: np.ndarray | None = None) -> Any:
+    """The mean of `values` `[N]`, or with `weights` `[R, N]` of R resamples, for weighted bootstraps."""
     return np.mean(values) if weights is None else weights @ values / weights.sum(-1)
 
 
