@@ -97,6 +97,16 @@ def base_config(defense: str = 'natural', task: str = 'classification') -> Confi
     config.eval.surrogate = placeholder(str)  # a workdir whose model crafts a transfer attack on this one
     config.eval.surrogate_steps = 100
     config.eval.save_images = False  # keep every adversarial image, to be scored again
+    config.eval.system = ConfigDict()  # the model with a detector of attacked images, see experiments.system
+    config.eval.system.detectors = (('gaussian', {}), ('nearest_neighbors', {}), ('kernel_density', {}),
+                                    ('one_class_svm', {}), ('isolation_forest', {}), ('mahalanobis', {}),
+                                    ('lid', {}), ('feature_squeezing', {}))  # (name, {options})
+    config.eval.system.attacks = ('fgsm', 'pgd100')  # of `attacks`, by who does not know the detector
+    config.eval.system.false_alarm_rate = 0.05  # of clean images, on validation data
+    config.eval.system.aware_steps = 50  # of every run of who knows the detector
+    config.eval.system.aware_rounds = 6  # of the search for the weight of acceptance
+    config.eval.system.num_guides = 3  # clean images whose features are taken on
+    config.eval.system.max_fit = 5000  # training images that detectors are fitted on
     config.eval.attacks = ConfigDict()  # name -> {attack, num_restarts, num_targets, eps, options}
     config.eval.attacks.fgsm = threat('fgsm')
     config.eval.attacks.pgd20 = threat('pgd', num_steps=20)

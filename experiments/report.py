@@ -2,8 +2,8 @@
 
     python -m experiments.report --workdir=runs/a --workdir=runs/b --out=report.html
 
-Reads results.jsonl, pictures.npz and verdicts/ of every workdir given, and the margins of adaptive training from
-its checkpoint where there is one; needs neither data nor a device.
+Reads results.jsonl, system.jsonl, pictures.npz and verdicts/ of every workdir given, and the margins of adaptive
+training from its checkpoint where there is one; needs neither data nor a device.
 """
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -184,14 +184,16 @@ def write_report(workdirs: Sequence[str | Path], out: str | Path, *, title: str,
                  eps: float | None = None) -> list[Row]:
     """Writes report.html over several evaluated runs and returns their rows."""
     rows = gather_rows(workdirs)
-    pictures, margins = [], []
+    pictures, margins, systems = [], [], []
     for workdir in workdirs:
         mine = read_rows(Path(workdir) / 'results.jsonl')[0]
         name = f'{mine.defense} (seed {mine.seed})'
         pictures += pictures_of(workdir, title=name, class_names=class_names, attacks=attacks, eps=eps)
+        systems += read_rows(path) if (path := Path(workdir) / 'system.jsonl').is_file() else []
         margins += [found] if (found := margins_of(workdir, title=f'{mine.dataset}, {name}')) else []
     notes = [*notes, *notes_on_criteria(rows)]
-    page = build_report(rows, pictures, title=title, commands=commands, notes=notes, margins=margins)
+    page = build_report(rows, pictures, title=title, commands=commands, notes=notes, margins=margins,
+                        systems=systems)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding='utf-8')

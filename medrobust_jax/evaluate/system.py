@@ -5,7 +5,7 @@ A detector that was never attacked by somebody who knows it says nothing about s
 example for a weight gamma that balances deviation and acceptance, by bisection, and then takes on features of
 clean images, which needs no gradient of the score.
 
-Contents: `System`, `Found`, `outputs_of`, `blind_attack`, `aware_attack`, `guides_for`.
+Contents: `System`, `Found`, `outputs_of`, `judged`, `blind_attack`, `rejudged`, `aware_attack`, `guides_for`.
 
 Example:
 
@@ -75,6 +75,12 @@ def judged(system: System, outputs: Mapping[str, Any], labels: np.ndarray) -> Ou
     """Right or wrong, accepted or not; a NaN score is not accepted."""
     wrong = ~np.asarray(system.task.acceptable(outputs['logits'], labels))
     return outcomes(wrong, np.asarray(outputs['score']) >= system.tau)
+
+
+def rejudged(system: System, found: Found, examples: Examples, *, layout: Layout, seed: int) -> Found:
+    """What `found`, made against another system, does to this one: an attack that knows no detector serves all."""
+    outputs = outputs_of(system, examples._replace(images=found.images), layout=layout, seed=seed)
+    return found._replace(outcomes=judged(system, outputs, np.asarray(examples.targets)), score=outputs['score'])
 
 
 def blind_attack(system: System, threat: Threat, examples: Examples, eps_grid: Sequence[float], *, layout: Layout,

@@ -78,6 +78,13 @@ _OF_METRICS = (
     (('auroc',), 'AUROC',
      'How often an image with a finding gets a higher score than one without; 50 % is chance. With several '
      'findings, the mean over them.'),
+    (('risk_system',), 'detector',
+     'A second judge beside the classifier: it gives every image a score of how much it looks like the clean '
+     'images it has seen, and rejects those below a threshold. The threshold is set so that it rejects about 5 % '
+     'of clean images, which then go to a human without need.'),
+    (('risk_system',), 'aware attack',
+     'An attack by somebody who knows the detector: it looks for an image that is both misclassified and '
+     'accepted. Only this number says what a detector is worth against an attacker who has done his homework.'),
     (('margin',), 'margin',
      'The radius that adversarial training with adaptive margins (AMAT, IMA, MMA) gives to each training '
      'example: as far as it can be changed before the output leaves the criterion. Margins that grow and '

@@ -11,17 +11,18 @@ Example:
                         title='PneumoniaMNIST', commands=['python -m experiments.train ...'])
     (workdir / 'report.html').write_text(page, encoding='utf-8')
 """
-import base64
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+from medrobust_jax.report.elements import image
 from medrobust_jax.report.figures import Picture, curve_figure, picture_figure, to_png, to_svg
 from medrobust_jax.report.glossary import glossary_of
 from medrobust_jax.report.margins import Margins, margin_figure
 from medrobust_jax.report.naming import kind_of, split_structure
 from medrobust_jax.report.overlays import Scene, scene_figure
+from medrobust_jax.report.risk import risk_section
 from medrobust_jax.report.structures import structure_tables
 from medrobust_jax.report.summary import (
     CLEAN,
@@ -79,7 +80,8 @@ dt { font-weight: 600; margin-top: .7rem; } dd { margin: 0; max-width: 46rem; }
 """
 
 def build_report(rows: Iterable[ResultRow], pictures: Sequence[Picture | Scene] = (), *, title: str,
-                 commands: Sequence[str] = (), notes: Sequence[str] = (), margins: Sequence[Margins] = ()) -> str:
+                 commands: Sequence[str] = (), notes: Sequence[str] = (), margins: Sequence[Margins] = (),
+                 systems: Sequence[ResultRow] = ()) -> str:
     """The page, from whatever results there are.
 
     Args:
@@ -89,6 +91,7 @@ def build_report(rows: Iterable[ResultRow], pictures: Sequence[Picture | Scene] 
       commands: what to type to get these results again.
       notes: remarks of whoever ran the evaluation, a sentence each; shown at the top.
       margins: of runs that were trained with one radius per example.
+      systems: rows about models with a detector of attacked images.
 
     Returns:
       A self-contained HTML document.
@@ -104,12 +107,13 @@ def build_report(rows: Iterable[ResultRow], pictures: Sequence[Picture | Scene] 
     sections = [('evaluated', 'What was evaluated', _evaluated(rows)),
                 ('results', 'Results', _results(rows, panels, heads)),
                 ('curves', 'Quality over eps', _curves(heads)),
+                ('risk', 'Risk of the whole system', risk_section(systems)),
                 ('structures', 'By structure', _structures(rows)),
                 ('pictures', 'Pictures', ''.join(map(_picture, pictures))),
                 ('margins', 'Margins of training', ''.join(map(_margins, margins))),
                 ('checks', 'Sanity checks and warnings', _checks(rows)),
                 ('reproduce', 'How to reproduce', _reproduce(rows, commands)),
-                ('glossary', 'Glossary', _glossary(rows, margins))]
+                ('glossary', 'Glossary', _glossary([*rows, *systems], margins))]
     sections = [section for section in sections if section[2]]
     links = ''.join(f'<a href="#{key}">{escape(name)}</a>' for key, name, _ in sections)
     body = ''.join(f'<section><h2 id="{key}">{escape(name)}</h2>{content}</section>'
@@ -230,24 +234,17 @@ def _curves(heads: Sequence[Panel]) -> str:
             else '95 % intervals'
         caption = (f'{panel.dataset} {panel.split}: {panel.shown.label} as the attack may change the image more. '
                    f'Bands are {band}.')
-        figures.append(_image(to_svg(curve_figure(panel)), 'svg+xml', caption))
+        figures.append(image(to_svg(curve_figure(panel)), 'svg+xml', caption))
     return ''.join(figures)
 
 
 def _picture(picture: Picture | Scene) -> str:
     figure = picture_figure(picture) if isinstance(picture, Picture) else scene_figure(picture)
-    return _image(to_png(figure), 'png', picture.caption)
+    return image(to_png(figure), 'png', picture.caption)
 
 
 def _margins(margins: Margins) -> str:
-    return _image(to_svg(margin_figure(margins)), 'svg+xml', margins.caption)
-
-
-def _image(content: bytes, kind: str, caption: str) -> str:
-    # An SVG as an image, not inline: two inline ones could share ids.
-    data = base64.b64encode(content).decode()
-    return (f'<figure><img src="data:image/{kind};base64,{data}" alt="{escape(caption)}">'
-            f'<figcaption>{escape(caption)}</figcaption></figure>')
+    return image(to_svg(margin_figure(margins)), 'svg+xml', margins.caption)
 
 
 def _checks(rows: list[ResultRow]) -> str:

@@ -58,6 +58,8 @@ METRICS = {
     'average_iou': Metric('average IoU'),
     'recall': Metric('recall'),
     'precision': Metric('precision'),
+    'risk_system': Metric('wrong answers that reach the clinic', more_is_better=False),
+    'risk_classifier': Metric('wrong answers', more_is_better=False),
     'detections_per_image': Metric('boxes per image', percent=False),
 }
 _DISTANCES = {'mean_radial_error': 'mean radial error', 'mean_point_distance': 'mean point distance'}

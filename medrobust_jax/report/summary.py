@@ -1,7 +1,7 @@
 """Result rows sorted into what tables and figures show: one panel per data set, norm and metric.
 
-Contents: `ResultRow`, `Summary`, `Curve`, `Panel`, `summarize`, `headline_panels`, `main_first`, `agree`,
-`eps_text`.
+Contents: `ResultRow`, `Summary`, `Curve`, `Panel`, `summarize`, `summary_of`, `headline_panels`, `main_first`,
+`agree`, `eps_text`.
 
 Nothing is hidden on the way: several seeds become a mean with its range and their number, two
 checkpoints of one recipe and seed stay apart, and what is missing stays missing.
@@ -257,7 +257,7 @@ def _curve(system: str, attack: str, rows: list[ResultRow], runs: int) -> Curve:
     points, notes = {}, []
     for eps in sorted({row.eps for row in rows}):
         here = [row for row in rows if row.eps == eps]
-        points[eps] = _summary(here)
+        points[eps] = summary_of(here)
         notes += [(warning, eps) for row in here for warning in row.warnings]
         notes += [(row.interval, eps) for row in here if '(' in row.interval]
         if len(here) < runs:
@@ -269,7 +269,8 @@ def _curve(system: str, attack: str, rows: list[ResultRow], runs: int) -> Curve:
     return Curve(system, attack, points, _ordered(notes))
 
 
-def _summary(rows: list[ResultRow]) -> Summary:
+def summary_of(rows: Sequence[ResultRow]) -> Summary:
+    """One cell: the estimate of a single run, or the mean of several with its range; at least one row."""
     if len(rows) == 1:
         row = rows[0]
         return Summary(row.value, row.low, row.high, 1, row.n, row.interval)

@@ -1,0 +1,161 @@
+"""The risk of a model with a detector, for readers who decide about patients rather than about networks.
+
+A detector's AUROC is shown only beside that under an attack which knows the detector: without it, the number says
+how well the detector finds attackers who do not know that it exists.
+
+Contents: `RISK`, `risk_section`; its parts `risk_panels`, `risk_sentences`, `risk_table`, `cost_table`,
+`detection_table`, `risk_figures`.
+
+Example:
+
+    page += risk_section(read_rows(workdir / 'system.jsonl'))
+"""
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from matplotlib.figure import Figure
+
+from medrobust_jax.report.elements import image
+from medrobust_jax.report.figures import curve_figure, to_svg
+from medrobust_jax.report.summary import (
+    CLEAN,
+    WORST_PER_IMAGE,
+    Panel,
+    ResultRow,
+    Summary,
+    eps_text,
+    run_of,
+    summarize,
+    summary_of,
+    system_names,
+)
+from medrobust_jax.report.tables import Table, cell_text, robustness_table, system_text, to_html
+
+RISK = 'risk_system'
+AWARE, UNAWARE = 'aware', 'worst_unaware'
+_COST = 'risk_cost_'
+_WHAT_RISK_IS = (
+    'Risk here is the share of images for which a wrong answer is given and nobody is warned: the classifier is '
+    'wrong and the detector lets the image pass. An image that the detector rejects goes to a human. "worst per '
+    'image" is the risk under the attack that does most harm to each image, among them one that knows the '
+    'detector.')
+_CAPTION = ('risk as the attack may change the image more, with each detector and with none: under the worst '
+            'attack per image, and under the worst of those who do not know the detector.')
+_SIGN = '+'  # a system is called 'defense+detector'
+
+
+def risk_section(rows: Sequence[ResultRow]) -> str:
+    """The report's page on systems with a detector, as HTML; empty without such rows."""
+    rows, parts = list(rows), []
+    for panel in risk_panels(rows):
+        sentences = ''.join(f'<li>{escape(each)}</li>' for each in risk_sentences(panel))
+        parts.append(f'<p>{escape(_WHAT_RISK_IS)}</p>' + (f'<ul>{sentences}</ul>' if sentences else ''))
+        parts += [image(to_svg(figure), 'svg+xml', f'{panel.dataset}, {base}: {_CAPTION}')
+                  for base, figure in risk_figures(panel)]
+        parts += [to_html(cost_table(rows, panel)), to_html(risk_table(panel))]
+        table = detection_table(rows, panel)
+        parts += [to_html(table)] if table else []
+    return ''.join(parts)
+
+
+def risk_panels(rows: Iterable[ResultRow]) -> list[Panel]:
+    """One panel per data set and norm: the share of images whose wrong answer reaches the clinic, over eps."""
+    return [panel for panel in summarize(rows, metric=RISK) if panel.eps]
+
+
+def risk_table(panel: Panel) -> Table:
+    """Systems down, eps across; per system the worst per image first, then the attacks."""
+    return robustness_table(panel)
+
+
+def risk_sentences(panel: Panel) -> list[str]:
+    """For each model, what a detector changes at the largest eps, in words and whole images of a hundred."""
+    worst = _curves(panel, WORST_PER_IMAGE)
+    unaware = _curves(panel, UNAWARE)
+    eps, found = panel.eps[-1], []
+    for base in dict.fromkeys(system.split(_SIGN)[0] for system in worst):
+        alone = worst.get(base, {}).get(eps)
+        guarded = {system: points[eps] for system, points in worst.items()
+                   if system.startswith(base + _SIGN) and eps in points}
+        if alone is None or not guarded:
+            continue
+        best = min(guarded, key=lambda system: guarded[system].value)
+        blind = unaware.get(best, {}).get(eps)
+        found.append(
+            f'{panel.dataset}, {base}: of 100 images that somebody changes by at most '
+            f'{eps_text(eps, panel.norm)}, {_hundred(alone)} wrong answers reach the clinic where no detector is '
+            f'used. With the best of {len(guarded)} detectors ({best.split(_SIGN)[1]}) '
+            + (f'{_hundred(blind)} do if the attacker does not know the detector, and ' if blind else '')
+            + f'{_hundred(guarded[best])} if the attacker knows it.')
+    return found
+
+
+def cost_table(rows: Sequence[ResultRow], panel: Panel) -> Table:
+    """What a system costs when nobody attacks, and its risk at the middle eps with needless referrals priced."""
+    rows = [row for row in rows if (row.dataset, row.split) == (panel.dataset, panel.split)]
+    names, eps = system_names(rows), panel.eps[(len(panel.eps) - 1) // 2]
+    weights = sorted({float(row.metric.removeprefix(_COST)) for row in rows if row.metric.startswith(_COST)})
+    lines = []
+    for system in panel.systems:
+        own = [row for row in rows if names[run_of(row)] == system]
+        cells = [_cell(own, CLEAN, 0.0, 'false_alarms'), _cell(own, CLEAN, 0.0, 'risk_classifier'),
+                 _cell(own, CLEAN, 0.0, RISK), _cell(own, 'worst_case', eps, RISK)]
+        cells += [_cell(own, 'worst_case', eps, f'{_COST}{weight:g}') for weight in weights]
+        lines.append([system_text(system, panel.runs[system]), *cells])
+    columns = ['system', 'clean images rejected', 'wrong on clean images', 'of these accepted',
+               f'risk at eps {eps_text(eps, panel.norm)}',
+               *(f'risk + {weight:g} per referral' for weight in weights)]
+    caption = (f'{panel.dataset} {panel.split}: what a system costs, in %. The risk is that under the worst '
+               'attack; the last columns add a price for each clean image that is rejected without need')
+    return Table(caption, columns, lines, [])
+
+
+def detection_table(rows: Sequence[ResultRow], panel: Panel) -> Table | None:
+    """AUROC of each detector on images that fool the classifier, attacker by attacker, at the middle eps.
+
+    Systems that no aware attack was run on are left out; None where no system is left.
+    """
+    rows = [row for row in rows if (row.dataset, row.split) == (panel.dataset, panel.split)]
+    names, eps = system_names(rows), panel.eps[(len(panel.eps) - 1) // 2]
+    measured = [row for row in rows if row.metric == 'detection_auroc' and row.eps == eps]
+    attacks = [name for name in dict.fromkeys(row.attack for row in measured) if name != AWARE]
+    lines = []
+    for system in panel.systems:
+        own = [row for row in rows if names[run_of(row)] == system and row.eps == eps]
+        # A detector that the aware attack always defeats or never needs to has rows of the attack all the same.
+        if _SIGN in system and any(row.attack == AWARE for row in own):
+            lines.append([system_text(system, panel.runs[system]),
+                          *(_cell(own, name, eps, 'detection_auroc') for name in attacks),
+                          _cell(own, AWARE, eps, 'detection_auroc'), _cell(own, AWARE, eps, 'rejected')])
+    if not lines:
+        return None
+    caption = (f'{panel.dataset} {panel.split}: AUROC in % of telling images that fool the classifier from '
+               f'clean ones, eps {eps_text(eps, panel.norm)}; 50 % is guessing. The last two columns are under an '
+               'attacker who knows the detector')
+    return Table(caption, ['system', *attacks, 'aware', 'aware: rejected'], lines, [])
+
+
+def risk_figures(panel: Panel) -> list[tuple[str, Figure]]:
+    """One figure per model: risk over eps, a line per detector; with its name."""
+    found = []
+    for base in dict.fromkeys(system.split(_SIGN)[0] for system in panel.systems):
+        own = tuple(system for system in panel.systems if system.split(_SIGN)[0] == base)
+        kept = [curve for curve in panel.curves if curve.system in own
+                and curve.attack in (CLEAN, WORST_PER_IMAGE, UNAWARE)]
+        if any(curve.attack != CLEAN for curve in kept):
+            found.append((base, curve_figure(panel._replace(systems=own, curves=kept))))
+    return found
+
+
+def _curves(panel: Panel, attack: str) -> dict[str, dict[float, Summary]]:
+    return {curve.system: curve.points for curve in panel.curves if curve.attack == attack}
+
+
+def _cell(rows: Sequence[ResultRow], attack: str, eps: float, metric: str) -> str:
+    """One cell over all seeds."""
+    here = [row for row in rows if (row.attack, row.eps, row.metric) == (attack, eps, metric)]
+    return cell_text(summary_of(here) if here else None, percent=True)
+
+
+def _hundred(summary: Summary) -> str:
+    return f'{100 * summary.value:.0f}'
