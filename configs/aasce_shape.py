@@ -15,7 +15,7 @@ START is `--config.train.init_from=runs/shape/natural/0 --config.task.calibrated
 """
 from ml_collections import ConfigDict
 
-from configs.base import base_config
+from configs.base import base_config, threat
 from configs.dense_cpu import for_images
 
 
@@ -35,4 +35,6 @@ def get_config(defense: str = 'natural') -> ConfigDict:
         config.defense.attack.options.norm = 'linf'
         config.defense.attack.options.num_steps = 10
     config.eval.max_examples = 40
+    # The attack of the paper on shapes, inside the distribution, over a part of its radii.
+    config.eval.attacks.adamax100 = threat('pgd_adamax', eps=(0.01, 0.03, 0.07, 0.1), num_steps=100)
     return config
