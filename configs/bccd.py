@@ -17,7 +17,7 @@ from configs.dense_cpu import ADAPTIVE, for_images
 
 def get_config(defense: str = 'natural') -> ConfigDict:
     """`defense` is one of configs.defenses.DEFENSES; 'pgd_at' is what the papers on detection call SAT."""
-    config = for_images(base_config(defense, 'detection'), num_values=72 * 96 * 3, epochs=(80, 8))
+    config = for_images(base_config(defense, 'detection'), num_values=72 * 96 * 3, epochs=(80, 14))
     config.data.name = 'bccd'
     config.data.options = ConfigDict({'size': (72, 96)})
     config.data.augment = (('flip_horizontal', {}), ('flip_vertical', {}),
