@@ -2,8 +2,8 @@
 
     python -m experiments.report --workdir=runs/a --workdir=runs/b --out=report.html
 
-Reads results.jsonl, system.jsonl, pictures.npz and verdicts/ of every workdir given, and the margins of adaptive
-training from its checkpoint where there is one; needs neither data nor a device.
+Reads results.jsonl, system.jsonl, pictures.npz, ood.npz and verdicts/ of every workdir given, and the margins of
+adaptive training from its checkpoint where there is one; needs neither data nor a device.
 """
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, softmax
 
+from medrobust_jax.data.files import read_npz
 from medrobust_jax.evaluate.records import Row, read_rows
 from medrobust_jax.evaluate.verdicts import load_verdicts
 from medrobust_jax.report import gallery
 from medrobust_jax.report.figures import Picture
+from medrobust_jax.report.foreign import ForeignScene, KeptForeign, foreign_scenes, foreign_tables
 from medrobust_jax.report.html import build_report
 from medrobust_jax.report.margins import Margins
 from medrobust_jax.report.naming import split_structure
@@ -49,10 +51,11 @@ def text_tables(rows: Sequence[Row], *, markdown: bool = False, metric: str | No
     """The robustness tables of all data sets and norms in `rows`.
 
     Of the metric named; of None those that lead each data set: robust accuracy, or for masks, points, boxes and
-    findings the task's own and the share within the criterion.
+    findings the task's own and the share within the criterion, and what was found out of distribution.
     """
     panels = headline_panels(rows) if metric is None else summarize(rows, metric=metric)
     tables = [robustness_table(panel, compact=True) for panel in panels]
+    tables += [] if metric else foreign_tables(rows)
     return '\n\n'.join(to_markdown(table) if markdown else to_text(table) for table in tables)
 
 
@@ -144,6 +147,24 @@ def holding(workdir: str | Path, attack: str, eps: float, index: np.ndarray
     return verdicts.withstood_clean[at], verdicts.acceptable[int(np.argmin(abs(verdicts.eps - eps))), at]
 
 
+def foreign_of(workdir: str | Path, *, title: str, class_names: Sequence[str] = ()) -> list[ForeignScene]:
+    """The foreign images that `experiments.ood` kept; arguments as `pictures_of`."""
+    path = Path(workdir) / 'ood.npz'
+    if not path.is_file():
+        return []
+    arrays = read_npz(path)
+    if not class_names and (Path(workdir) / 'results.jsonl').is_file():
+        class_names = structure_names(read_rows(Path(workdir) / 'results.jsonl'))
+    found: list[ForeignScene] = []
+    for name in [key.removesuffix('/rho') for key in arrays if key.endswith('/rho')]:
+        images = [arrays[f'{name}/{what}'] for what in ('start', 'found', 'real')]
+        said = [_tree(arrays, f'{name}/{what}_prediction') for what in ('start', 'found', 'real')]
+        kept = KeptForeign(str(arrays[f'{name}/start_images']), float(arrays[f'{name}/rho']),
+                           arrays[f'{name}/index'], *images, *said)
+        found += foreign_scenes(kept, title=title, names=class_names)
+    return found
+
+
 def margins_of(workdir: str | Path, *, title: str) -> Margins | None:
     """The margins of a run trained with one radius per example, from its newest checkpoint; None without any."""
     if not (Path(workdir) / 'checkpoints' / 'latest').is_dir():
@@ -184,16 +205,17 @@ def write_report(workdirs: Sequence[str | Path], out: str | Path, *, title: str,
                  eps: float | None = None) -> list[Row]:
     """Writes report.html over several evaluated runs and returns their rows."""
     rows = gather_rows(workdirs)
-    pictures, margins, systems = [], [], []
+    pictures, margins, systems, foreign = [], [], [], []
     for workdir in workdirs:
         mine = read_rows(Path(workdir) / 'results.jsonl')[0]
         name = f'{mine.defense} (seed {mine.seed})'
         pictures += pictures_of(workdir, title=name, class_names=class_names, attacks=attacks, eps=eps)
+        foreign += foreign_of(workdir, title=name, class_names=class_names)
         systems += read_rows(path) if (path := Path(workdir) / 'system.jsonl').is_file() else []
         margins += [found] if (found := margins_of(workdir, title=f'{mine.dataset}, {name}')) else []
     notes = [*notes, *notes_on_criteria(rows)]
     page = build_report(rows, pictures, title=title, commands=commands, notes=notes, margins=margins,
-                        systems=systems)
+                        systems=systems, foreign=foreign)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding='utf-8')

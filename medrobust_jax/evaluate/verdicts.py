@@ -34,6 +34,8 @@ class Verdicts(NamedTuple):
       prediction: [E, N] int, the class predicted for the strongest image found, or None likewise.
       quality: [E, N] or [E, N, k] float, what the criterion compares with its thresholds (`Task.quality`), at the
         strongest image found; None where the criterion has no threshold.
+      clean_quality: [N] or [N, k] float, the same without an attack; None likewise, and in files of older
+        versions.
       groups: [N] patient ids (integers or strings), or None.
       about: plain values that say what was attacked and how (attack, norm, fingerprints, ...).
     """
@@ -48,6 +50,7 @@ class Verdicts(NamedTuple):
     label: np.ndarray | None = None
     prediction: np.ndarray | None = None
     quality: np.ndarray | None = None
+    clean_quality: np.ndarray | None = None
     groups: np.ndarray | None = None
     about: Mapping[str, Any] = {}
 
@@ -96,9 +99,10 @@ def load_verdicts(path: str | Path) -> Verdicts:
 def _check_verdicts(arrays: Mapping[str, np.ndarray], path: str | Path) -> None:
     n, num_eps = len(arrays['index']), len(arrays['eps'])
     for name, array in arrays.items():
-        per_example = name in ('index', 'label', 'withstood_clean', 'groups')
+        per_example = name in ('index', 'label', 'withstood_clean', 'groups', 'clean_quality')
         shape = (n,) if per_example else (num_eps,) if name == 'eps' else (num_eps, n)
-        if array.shape[:2] != shape or (array.ndim > len(shape) and name != 'quality'):
+        several = name in ('quality', 'clean_quality')  # numbers per example, where the criterion has thresholds
+        if array.shape[:len(shape)] != shape or array.ndim > len(shape) + several:
             raise ValueError(f'{path}: {name} must have shape {shape}, got {array.shape}')
         if array.dtype == object:
             raise ValueError(f'{path}: {name} must hold numbers or strings, got Python objects')

@@ -1,6 +1,6 @@
 """Results written: grid points as rows, verdicts, adversarial images and pictures.
 
-Contents: `Subject` (what is judged), `ResultWriter`.
+Contents: `Subject` (what is judged), `ResultWriter`; `rows_at`, `named_arrays` for what is kept to show.
 
 Example:
 
@@ -61,6 +61,7 @@ class ResultWriter:
     stops: bool
     rows: list[records.Row] = dataclasses.field(default_factory=list)
     _withstood_clean: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
+    _clean_quality: np.ndarray | None = None
     _shown: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, int))
     _pictures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -91,6 +92,8 @@ class ResultWriter:
         estimates = self.subject.task.metrics(point.outputs, self.examples.targets, self.examples.groups)
         estimates['robust_accuracy'] = proportion(point.result.acceptable, self.examples.groups)
         self._withstood_clean = np.asarray(point.result.acceptable)
+        if self.subject.task.quality is not None:
+            self._clean_quality = row_by_row(self.subject.task.quality)(point.outputs, self.examples.targets)
         self._add(estimates, point, attack='clean', norm='', eps=0.0, options={}, warnings=warnings,
                    seconds=time.monotonic() - started)
 
@@ -110,15 +113,17 @@ class ResultWriter:
             own = sanity.check_point(point, self.examples, norm=threat.norm)
             self._add(self._verdict_estimates(point), point, attack=threat.name, norm=threat.norm, eps=point.eps,
                        options=options, warnings=(*warnings, *own), seconds=point.wall_seconds, **measured)
-        about = {**self.subject.identity, **self.subject.fingerprints, 'attack': threat.name, 'norm': threat.norm,
-                 'attack_seed': self.seed, **options}
+        about = {**self.subject.identity, **self.subject.fingerprints, 'task': self.subject.task.name,
+                 'criterion': list(self.subject.criterion), 'stop_when_fooled': self.stops,
+                 'attack': threat.name, 'norm': threat.norm, 'attack_seed': self.seed, **options}
         verdicts.save_verdicts(self.workdir / 'verdicts' / f'{threat.name}.npz', verdicts.Verdicts(
             index=np.asarray(self.examples.index), **self._decisions(points),
             eps=np.asarray([p.eps for p in points]), groups=self.examples.groups, about=about,
             acceptable=np.stack([p.result.acceptable for p in points]),
             loss=np.stack([p.result.loss for p in points]),
             first_fooled=np.stack([p.result.first_fooled for p in points]),
-            attacked=np.stack([p.attacked for p in points]), withstood_clean=self._withstood_clean))
+            attacked=np.stack([p.attacked for p in points]), withstood_clean=self._withstood_clean,
+            clean_quality=self._clean_quality))
         self._collect_pictures(threat, points)
         if save_images:
             save_arrays(self.workdir / 'adversarial' / f'{threat.name}.npz', {
@@ -163,7 +168,7 @@ class ResultWriter:
         self._shown = np.asarray(rows[:count], dtype=int)
         self._pictures = {'task': np.asarray(task.name), 'index': self.examples.index[self._shown],
                           'clean': self.examples.images[self._shown],
-                          **_named('target', _rows_of(self.examples.targets, self._shown)),
+                          **named_arrays('target', rows_at(self.examples.targets, self._shown)),
                           **self._shown_outputs('clean', [clean])}
 
     def _collect_pictures(self, threat: AnyThreat, points: Sequence[GridPoint]) -> None:
@@ -178,8 +183,8 @@ class ResultWriter:
         count, predict = len(self._shown), self.subject.task.predict
         # At least one row is decoded: where nothing is shown its shape alone is kept.
         rows = self._shown if count else np.zeros(1, int)
-        outputs = [_rows_of(point.outputs, rows) for point in points]
-        shown = [_named(f'{name}/prediction', _rows_of(predict(each), np.arange(count))) for each in outputs]
+        outputs = [rows_at(point.outputs, rows) for point in points]
+        shown = [named_arrays(f'{name}/prediction', rows_at(predict(each), np.arange(count))) for each in outputs]
         if getattr(outputs[0], 'ndim', 0) == 2:
             shown = [{**one, f'{name}/outputs': each[:count]} for one, each in zip(shown, outputs, strict=True)]
         return {key: np.stack([one[key] for one in shown]) for key in shown[0]}
@@ -190,11 +195,12 @@ class ResultWriter:
             save_arrays(self.workdir / 'pictures.npz', self._pictures)
 
 
-def _rows_of(tree: PyTree, rows: np.ndarray) -> PyTree:
+def rows_at(tree: PyTree, rows: np.ndarray) -> PyTree:
+    """The rows `[n]` of every leaf, as NumPy arrays."""
     return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], tree)
 
 
-def _named(name: str, tree: PyTree) -> dict[str, np.ndarray]:
+def named_arrays(name: str, tree: PyTree) -> dict[str, np.ndarray]:
     """An array under its name; of a dict every entry as `name/key`."""
     if isinstance(tree, Mapping):
         return {f'{name}/{key}': np.asarray(leaf) for key, leaf in tree.items()}

@@ -85,6 +85,13 @@ _OF_METRICS = (
     (('risk_system',), 'aware attack',
      'An attack by somebody who knows the detector: it looks for an image that is both misclassified and '
      'accepted. Only this number says what a detector is worth against an attacker who has done his homework.'),
+    (('output_dice',), 'out of distribution',
+     'Images that are nothing of what a model was made for. "Dice of the two outputs" compares what the model '
+     'says of such an image with what it says of a real one: near 100 % it was fooled, and low values are good. '
+     '"As they are" is the control: the same images before the attack changed them.'),
+    (('reconstruction_auroc',), 'AUROC of the reconstruction error',
+     'How often a network that rebuilds its input rebuilds a foreign image worse than a real one. 100 %: the '
+     'error tells every foreign image; 50 %: chance; below: foreign images look more familiar than real ones.'),
     (('margin',), 'margin',
      'The radius that adversarial training with adaptive margins (AMAT, IMA, MMA) gives to each training '
      'example: as far as it can be changed before the output leaves the criterion. Margins that grow and '

@@ -18,9 +18,10 @@ from typing import Any
 
 from medrobust_jax.report.elements import image
 from medrobust_jax.report.figures import Picture, curve_figure, picture_figure, to_png, to_svg
+from medrobust_jax.report.foreign import INTRODUCTION, ForeignScene, foreign_figure, foreign_tables
 from medrobust_jax.report.glossary import glossary_of
 from medrobust_jax.report.margins import Margins, margin_figure
-from medrobust_jax.report.naming import kind_of, split_structure
+from medrobust_jax.report.naming import OUT_OF_DISTRIBUTION, kind_of, split_structure
 from medrobust_jax.report.overlays import Scene, scene_figure
 from medrobust_jax.report.risk import risk_section
 from medrobust_jax.report.structures import structure_tables
@@ -81,7 +82,7 @@ dt { font-weight: 600; margin-top: .7rem; } dd { margin: 0; max-width: 46rem; }
 
 def build_report(rows: Iterable[ResultRow], pictures: Sequence[Picture | Scene] = (), *, title: str,
                  commands: Sequence[str] = (), notes: Sequence[str] = (), margins: Sequence[Margins] = (),
-                 systems: Sequence[ResultRow] = ()) -> str:
+                 systems: Sequence[ResultRow] = (), foreign: Sequence[ForeignScene] = ()) -> str:
     """The page, from whatever results there are.
 
     Args:
@@ -92,6 +93,7 @@ def build_report(rows: Iterable[ResultRow], pictures: Sequence[Picture | Scene] 
       notes: remarks of whoever ran the evaluation, a sentence each; shown at the top.
       margins: of runs that were trained with one radius per example.
       systems: rows about models with a detector of attacked images.
+      foreign: images of another kind, before and after an attack.
 
     Returns:
       A self-contained HTML document.
@@ -110,6 +112,7 @@ def build_report(rows: Iterable[ResultRow], pictures: Sequence[Picture | Scene] 
                 ('risk', 'Risk of the whole system', risk_section(systems)),
                 ('structures', 'By structure', _structures(rows)),
                 ('pictures', 'Pictures', ''.join(map(_picture, pictures))),
+                ('foreign', 'Out of distribution', _foreign(rows, foreign)),
                 ('margins', 'Margins of training', ''.join(map(_margins, margins))),
                 ('checks', 'Sanity checks and warnings', _checks(rows)),
                 ('reproduce', 'How to reproduce', _reproduce(rows, commands)),
@@ -131,7 +134,8 @@ def build_report(rows: Iterable[ResultRow], pictures: Sequence[Picture | Scene] 
 def _lead(rows: list[ResultRow]) -> str:
     names = system_names(rows)
     systems = len({(row.dataset, names[run_of(row)]) for row in rows})
-    attacks = len({row.attack for row in rows if row.attack not in (CLEAN, *PER_IMAGE)})
+    attacks = len({row.attack for row in rows if row.attack not in (CLEAN, *PER_IMAGE)
+                   and row.metric not in OUT_OF_DISTRIBUTION})
     datasets = len({row.dataset for row in rows})
     return (f'Adversarial robustness: {_count(systems, "system")} under {_count(attacks, "attack")} '
             f'on {_count(datasets, "data set")}.')
@@ -209,7 +213,7 @@ def _results(rows: list[ResultRow], panels: dict[str, list[Panel]], heads: Seque
     tables = [table for own in by_kind.values() if (table := clean_table(own))]
     parts += ['<h3>Clean images, all measures</h3>', *map(to_html, tables)] if tables else []
     shown = {(panel.dataset, panel.metric) for panel in heads}
-    main = next(iter(panels))
+    main = next(iter(panels), '')
     for metric, own in panels.items():
         left = [panel for panel in own if (panel.dataset, metric) not in shown]
         if left:
@@ -241,6 +245,12 @@ def _curves(heads: Sequence[Panel]) -> str:
 def _picture(picture: Picture | Scene) -> str:
     figure = picture_figure(picture) if isinstance(picture, Picture) else scene_figure(picture)
     return image(to_png(figure), 'png', picture.caption)
+
+
+def _foreign(rows: list[ResultRow], scenes: Sequence[ForeignScene]) -> str:
+    content = [*map(to_html, foreign_tables(rows)),
+               *(image(to_png(foreign_figure(scene)), 'png', scene.caption) for scene in scenes)]
+    return ''.join([f'<p>{escape(INTRODUCTION)}</p>', *content]) if content else ''
 
 
 def _margins(margins: Margins) -> str:

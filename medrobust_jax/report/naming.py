@@ -1,6 +1,7 @@
 """What metrics are called, which way they point, and which of them speak for a task.
 
-Contents: `Metric`, `METRICS`, `metric_of`, `split_structure`, `Kind`, `kind_of`, `headline`.
+Contents: `Metric`, `METRICS`, `OUT_OF_DISTRIBUTION`, `metric_of`, `split_structure`, `speaks_of_all`, `Kind`,
+`kind_of`, `headline`.
 
 Example:
 
@@ -61,7 +62,13 @@ METRICS = {
     'risk_system': Metric('wrong answers that reach the clinic', more_is_better=False),
     'risk_classifier': Metric('wrong answers', more_is_better=False),
     'detections_per_image': Metric('boxes per image', percent=False),
+    'output_dice': Metric('Dice of the two outputs', more_is_better=False),
+    'output_point_distance': Metric('distance of their points, pixels', percent=False),
+    'reached': Metric('output reached', more_is_better=False),
+    'reconstruction_auroc': Metric('AUROC of the reconstruction error'),
 }
+# Of foreign images that were made to reach a real image's output: no robustness, and with tables of their own.
+OUT_OF_DISTRIBUTION = ('output_dice', 'output_point_distance', 'reached', 'reconstruction_auroc')
 _DISTANCES = {'mean_radial_error': 'mean radial error', 'mean_point_distance': 'mean point distance'}
 _WITHIN = 'detected_within_'
 _UNITS = {'px': 'pixels', 'percent': '% of the height', 'mm': 'mm'}
@@ -106,6 +113,11 @@ def split_structure(name: str) -> tuple[str, str]:
     return name, ''
 
 
+def speaks_of_all(name: str) -> bool:
+    """Whether a metric is of all structures and of the images that a model was made for."""
+    return not split_structure(name)[1] and name not in OUT_OF_DISTRIBUTION
+
+
 def kind_of(rows: Iterable[Any]) -> Kind:
     """What the rows of one data set are about, told from the metrics that they hold.
 
@@ -124,9 +136,9 @@ def headline(rows: Iterable[Any]) -> list[str]:
     """The metrics that speak for the rows of one data set: the task's own, then the share of acceptable outputs.
 
     Of candidates the first that was measured under attack, else the first at hand; for classes and grades
-    robust accuracy alone, else accuracy, else whatever comes first.
+    robust accuracy alone, else accuracy, else whatever comes first. Results on foreign images speak for none.
     """
-    rows = [row for row in rows if not split_structure(row.metric)[1]]
+    rows = [row for row in rows if speaks_of_all(row.metric)]
     measured = list(dict.fromkeys(row.metric for row in rows))
     attacked = {row.metric for row in rows if row.attack != 'clean'}
     task = kind_of(rows).task

@@ -1,6 +1,7 @@
 """What an attack did to masks, points, boxes and findings: drawn on the image, before and after.
 
-Contents: `Overlay` (what one drawing shows), `Scene` (an image before and after), `scene_figure`.
+Contents: `Overlay` (what one drawing shows), `Scene` (an image before and after), `scene_figure`;
+`draw_overlay`, `points_legend`, `color_of`.
 
 Example:
 
@@ -119,7 +120,7 @@ def scene_figure(scene: Scene) -> Figure:
         if panels == 4:
             draw_image(axes[0], clean)
             axes[0].set(title='truth', xlabel=scene.target_text)
-            _draw_overlay(axes[0], scene, scene.target)
+            draw_overlay(axes[0], scene.target, scene.target, clean.shape[:2])
         first, change, second = axes[panels - 3:]
         draw_image(first, clean)
         draw_perturbation(change, adversarial - clean)
@@ -128,7 +129,7 @@ def scene_figure(scene: Scene) -> Figure:
         for one, title, found, text, holds in (
                 (first, 'clean', scene.before, said[0], scene.before_holds),
                 (second, 'attacked', scene.after, said[1], scene.after_holds)):
-            _draw_overlay(one, scene, found)
+            draw_overlay(one, found, scene.target, clean.shape[:2])
             one.set_title(f'model, {title} image')
             one.set_xlabel(text, color={True: RIGHT, False: WRONG, None: '#222222'}[holds], fontweight='bold')
         handles = list(_legend(scene))
@@ -153,20 +154,27 @@ def _wrapped(text: str, letters: int) -> str:
     return '\n'.join(part for line in text.split('\n') for part in textwrap.wrap(line, letters))
 
 
-def _draw_overlay(axes: Axes, scene: Scene, found: Overlay) -> None:
-    is_truth = found is scene.target
+def draw_overlay(axes: Axes, found: Overlay, target: Overlay, shape: tuple[int, ...]) -> None:
+    """Draws `found` against the target: its outline dashed, lines from its points, its boxes faint.
+
+    Args:
+      axes: with the image already drawn.
+      found: what to draw; of the target itself, nothing is compared.
+      target: with points wherever `found` has them.
+      shape: (height, width) of the image.
+    """
+    is_truth = found is target
     if found.mask is not None:
         _draw_mask(axes, np.asarray(found.mask))
-        if not is_truth and scene.target.mask is not None:
-            _outline(axes, np.asarray(scene.target.mask), dashed=True)
-    height, width = np.shape(scene.clean)[:2]
-    size = (width, height)
+        if not is_truth and target.mask is not None:
+            _outline(axes, np.asarray(target.mask), dashed=True)
+    size = (shape[1], shape[0])
     if found.points is not None:
-        true = np.asarray(scene.target.points, float)
+        true = np.asarray(target.points, float)
         _draw_points(axes, true if is_truth else np.asarray(found.points, float), true, size)
     if found.boxes is not None:
         if not is_truth:
-            _draw_boxes(axes, scene.target, size, faint=True)
+            _draw_boxes(axes, target, size, faint=True)
         _draw_boxes(axes, found, size)
 
 
@@ -218,10 +226,15 @@ def _draw_boxes(axes: Axes, overlay: Overlay, size: tuple[int, int], *, faint: b
     axes.set(xlim=(-0.5, size[0] - 0.5), ylim=(size[1] - 0.5, -0.5))
 
 
+def points_legend(there: str, found: str) -> Iterator[Line2D]:
+    """What dots and crosses mean, as `draw_overlay` draws points."""
+    yield Line2D([], [], linestyle='', marker='.', color=_TRUE, label=there)
+    yield Line2D([], [], marker='x', markersize=4, linewidth=0.8, color=_FOUND, label=found)
+
+
 def _legend(scene: Scene) -> Iterator[Any]:
     if scene.target.points is not None:
-        yield Line2D([], [], linestyle='', marker='.', color=_TRUE, label='true place')
-        yield Line2D([], [], marker='x', markersize=4, linewidth=0.8, color=_FOUND, label="model's place")
+        yield from points_legend('true place', "model's place")
     if scene.target.mask is not None:
         for number, name in enumerate(scene.names):
             yield Patch(facecolor=to_rgba(color_of(number), 0.5), edgecolor=color_of(number), label=name)

@@ -84,3 +84,17 @@ def test_breaking_eps_is_the_first_that_broke():
     seen = verdicts(acceptable=np.array([[0, 0, 1, 1, 1], [0, 0, 0, 1, 0]], bool),
                     withstood_clean=np.array([0, 1, 1, 1, 1], bool))
     np.testing.assert_array_equal(breaking_eps(seen), [0, .01, .02, np.inf, .02])
+
+
+def test_qualities_may_have_columns_and_older_files_have_none_of_clean_images(tmp_path):
+    path = tmp_path / 'pgd.npz'
+    written = verdicts(quality=np.ones((2, 5, 3)), clean_quality=np.ones((5, 3)))
+    save_verdicts(path, written)
+    np.testing.assert_array_equal(load_verdicts(path).clean_quality, written.clean_quality)
+    with np.load(path) as file:
+        np.savez(path, **{name: file[name] for name in file.files if name != 'clean_quality'})
+    assert load_verdicts(path).clean_quality is None
+    with pytest.raises(ValueError, match=r'clean_quality must have shape \(5,\)'):
+        save_verdicts(path, verdicts(clean_quality=np.ones((2, 5))))
+    with pytest.raises(ValueError, match=r'label must have shape \(5,\)'):
+        save_verdicts(path, verdicts(label=np.ones((5, 2), int)))
