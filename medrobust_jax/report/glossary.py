@@ -78,6 +78,9 @@ _OF_METRICS = (
     (('auroc',), 'AUROC',
      'How often an image with a finding gets a higher score than one without; 50 % is chance. With several '
      'findings, the mean over them.'),
+    (('micro_',), 'micro',
+     'Over all pairs of an image and a finding at once, instead of as a mean over findings: frequent findings '
+     'weigh more.'),
     (('margin',), 'margin',
      'The radius that adversarial training with adaptive margins (AMAT, IMA, MMA) gives to each training '
      'example: as far as it can be changed before the output leaves the criterion. Margins that grow and '

@@ -39,6 +39,8 @@ METRICS = {
     'macro_f1': Metric('macro F1'),
     'auroc': Metric('AUROC'),
     'average_precision': Metric('average precision'),
+    'micro_auroc': Metric('micro AUROC'),
+    'micro_average_precision': Metric('micro average precision'),
     'sensitivity_at_95_specificity': Metric('sensitivity at 95 % specificity'),
     'expected_calibration_error': Metric('expected calibration error', more_is_better=False),
     'quadratic_weighted_kappa': Metric('quadratic-weighted kappa', percent=False),
