@@ -2,8 +2,8 @@
 
     python -m experiments.report --workdir=runs/a --workdir=runs/b --out=report.html
 
-Reads results.jsonl, pictures.npz and verdicts/ of every workdir given, and the margins of adaptive training from
-its checkpoint where there is one; needs neither data nor a device.
+Reads results.jsonl, pictures.npz, explanations.npz and verdicts/ of every workdir given, and the margins of
+adaptive training from its checkpoint where there is one; needs neither data nor a device.
 """
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +15,7 @@ from scipy.special import expit, softmax
 from medrobust_jax.evaluate.records import Row, read_rows
 from medrobust_jax.evaluate.verdicts import load_verdicts
 from medrobust_jax.report import gallery
+from medrobust_jax.report.explanations import load_explanations
 from medrobust_jax.report.figures import Picture
 from medrobust_jax.report.html import build_report
 from medrobust_jax.report.margins import Margins
@@ -184,14 +185,17 @@ def write_report(workdirs: Sequence[str | Path], out: str | Path, *, title: str,
                  eps: float | None = None) -> list[Row]:
     """Writes report.html over several evaluated runs and returns their rows."""
     rows = gather_rows(workdirs)
-    pictures, margins = [], []
+    pictures, margins, explanations = [], [], []
     for workdir in workdirs:
         mine = read_rows(Path(workdir) / 'results.jsonl')[0]
         name = f'{mine.defense} (seed {mine.seed})'
         pictures += pictures_of(workdir, title=name, class_names=class_names, attacks=attacks, eps=eps)
+        if (path := Path(workdir) / 'explanations.npz').is_file():
+            explanations += load_explanations(path, title=name, class_names=class_names)
         margins += [found] if (found := margins_of(workdir, title=f'{mine.dataset}, {name}')) else []
     notes = [*notes, *notes_on_criteria(rows)]
-    page = build_report(rows, pictures, title=title, commands=commands, notes=notes, margins=margins)
+    page = build_report(rows, pictures, title=title, commands=commands, notes=notes, margins=margins,
+                        explanations=explanations)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding='utf-8')

@@ -111,8 +111,8 @@ def integrated_gradients(forward: Callable[[Array], Array], images: Array, class
         where, weight = place
         return total + weight * gradient(baseline + where * change), None
 
-    places = (jnp.asarray(part, images.dtype) for part in _quadrature(num_steps, rule))
-    total, _ = jax.lax.scan(add, jnp.zeros_like(images), tuple(places))
+    places, weights = (jnp.asarray(part, images.dtype) for part in _quadrature(num_steps, rule))
+    total, _ = jax.lax.scan(add, jnp.zeros_like(images), (places, weights))
     values = change * total
     start = jnp.broadcast_to(baseline, images.shape)
     rise = _score(forward(images), classes) - _score(forward(start), classes)

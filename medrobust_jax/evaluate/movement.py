@@ -9,6 +9,7 @@ Example:
     estimates_of(moved, changed, groups)['gradcam_rank_correlation'].value
 """
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,6 @@ from medrobust_jax.metrics.attribution import MEASURES
 from medrobust_jax.metrics.intervals import Estimate, bootstrap
 
 VERSIONS = ('clean', 'attacked', 'noise')
-_NOWHERE = 'a map points nowhere'
 
 
 class Versions(NamedTuple):
@@ -80,7 +80,9 @@ def make_explain(forward: ModelForward, cut: Callable[..., Any] | None, layout: 
             ig = integrated_gradients(lambda z: forward(variables, z, k), x, c, baseline=baseline,
                                       num_steps=num_steps, rule=rule)
             found = {'ig': ig.values, 'rise': ig.rise, 'gap': ig.gap}
-            return found if cut is None else {'gradcam': grad_cam(lambda z: cut(variables, z), x, c), **found}
+            if cut is not None:
+                found['gradcam'] = grad_cam(partial(cut, variables), x, c)
+            return found
 
         return in_blocks(block, width=layout.width)(keys, images, classes)
 
@@ -99,17 +101,16 @@ def move(explain: Callable[..., dict[str, np.ndarray]], shared: PyTree, keys: Ar
       chunk: how many are explained at a time; only the maps of `shown` are kept.
       shown: positions whose maps are wanted.
     """
-    parts, count = [], len(versions.images['clean'])
+    parts, count, ordered = [], len(versions.images['clean']), np.sort(shown)
     for start in range(0, count, chunk):
         here = slice(start, start + chunk)
         found = {name: explain(shared, keys[here], versions.images[name][here], versions.classes[name][here])
                  for name in VERSIONS}
-        rows = shown[(shown >= start) & (shown < start + chunk)] - start
-        parts.append(_measured(found, rows))
+        parts.append(_measured(found, ordered[(ordered >= start) & (ordered < start + chunk)] - start))
     joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    order = np.argsort(np.argsort(shown))  # chunks hold the rows by rising position
+    maps = {name: own[np.searchsorted(ordered, shown)] for name, own in joined.pop('maps').items()}
     change = (versions.images['clean'] != versions.images['attacked']).reshape(count, -1).any(axis=1)
-    return Moved(**{**joined, 'maps': {name: maps[order] for name, maps in joined['maps'].items()}}, touched=change)
+    return Moved(**joined, touched=change, maps=maps)
 
 
 def _measured(found: Mapping[str, dict[str, np.ndarray]], rows: np.ndarray) -> dict[str, Any]:
@@ -135,24 +136,22 @@ def estimates_of(moved: Moved, changed: np.ndarray, groups: np.ndarray | None = 
       groups: `[N]` patient ids, or None.
 
     Returns:
-      For every measure, such as 'gradcam_rank_correlation': between clean and attacked; with '/noise' between clean
-      and noise; with '/beyond_noise' the former minus the latter, paired; with '/changed' and '/unchanged' the
-      former where the answer changed and where it did not, if there are such images. Images that the attack
+      For every measure, such as 'gradcam_rank_correlation': between clean and attacked; with '/noise' between
+      clean and noise; with '/beyond_noise' the former minus the latter, paired; with '/changed' and '/unchanged'
+      the former where the answer changed and where it did not, if there are such images. Images that the attack
       left as they were are left out, and so are those with a map that points nowhere; `method` counts both.
     """
-    changed, estimates = np.asarray(changed, bool), {}
+    touched, changed, estimates = moved.touched, np.asarray(changed, bool), {}
+    count = int((~touched).sum())
+    remark = f'{count} images left out that the attack did not change' if count else ''
     for name, values in moved.values.items():
         noise = moved.noise[name]
-        asked = {'': (values, moved.touched), '/noise': (noise, moved.touched),
-                 '/beyond_noise': (values - noise, moved.touched),
-                 '/changed': (values, moved.touched & changed), '/unchanged': (values, moved.touched & ~changed)}
-        estimates |= {f'{name}{suffix}': _mean(of, among, groups, untouched=0 if suffix in _SPLIT else
-                                               int((~moved.touched).sum()))
-                      for suffix, (of, among) in asked.items() if among.any() or suffix not in _SPLIT}
+        for suffix, of in (('', values), ('/noise', noise), ('/beyond_noise', values - noise)):
+            estimates[name + suffix] = _mean(of, touched, groups, remark=remark)
+        for suffix, among in (('/changed', touched & changed), ('/unchanged', touched & ~changed)):
+            if among.any():
+                estimates[name + suffix] = _mean(values, among, groups)
     return estimates
-
-
-_SPLIT = ('/changed', '/unchanged')
 
 
 def completeness(moved: Moved, groups: np.ndarray | None = None) -> Estimate:
@@ -164,17 +163,16 @@ def completeness(moved: Moved, groups: np.ndarray | None = None) -> Estimate:
     return bootstrap(ratio, (moved.gap, moved.rise), groups=groups, weighted=True)
 
 
-def _mean(values: np.ndarray, among: np.ndarray, groups: np.ndarray | None, *, untouched: int) -> Estimate:
+def _mean(values: np.ndarray, among: np.ndarray, groups: np.ndarray | None, *, remark: str = '') -> Estimate:
     known = among & ~np.isnan(values)
     lost = int((among & np.isnan(values)).sum())
-    remarks = [f'{untouched} images left out that the attack did not change'] if untouched else []
-    remarks += [f'{lost} images left out where {_NOWHERE}'] if lost else []
     if not known.any():
-        reason = f'on all images {_NOWHERE}' if among.any() else 'the attack changed no image'
+        reason = 'on every image a map points nowhere' if among.any() else 'the attack changed no image'
         return Estimate(np.nan, np.nan, np.nan, 0, f'undefined ({reason})')
     found = bootstrap(_average, (values[known],), groups=None if groups is None else np.asarray(groups)[known],
                       weighted=True)
-    return found._replace(method=found.method + (f' ({"; ".join(remarks)})' if remarks else ''))
+    remarks = [remark, f'{lost} images left out where a map points nowhere' if lost else '']
+    return found._replace(method=found.method + (f' ({"; ".join(filter(None, remarks))})' if any(remarks) else ''))
 
 
 def _average(values: np.ndarray, weights: np.ndarray | None = None) -> Any:

@@ -17,10 +17,12 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+from medrobust_jax.report.explanations import Explanation, explanation_figure
 from medrobust_jax.report.figures import Picture, curve_figure, picture_figure, to_png, to_svg
 from medrobust_jax.report.glossary import glossary_of
 from medrobust_jax.report.margins import Margins, margin_figure
-from medrobust_jax.report.naming import kind_of, split_structure
+from medrobust_jax.report.movement import explanation_tables
+from medrobust_jax.report.naming import is_explanation, kind_of, split_structure
 from medrobust_jax.report.overlays import Scene, scene_figure
 from medrobust_jax.report.structures import structure_tables
 from medrobust_jax.report.summary import (
@@ -78,8 +80,19 @@ dt { font-weight: 600; margin-top: .7rem; } dd { margin: 0; max-width: 46rem; }
   figure, tr, dd { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
 
+_ON_EXPLANATIONS = (
+    'Maps of what in an image the answer depends on, for the image as it is and after the attack. Where noise of '
+    'the same size leaves a map in place and the attack does not, the explanation is as easily misled as the '
+    'answer. Rank correlation and overlap are 1 and 100 % where nothing moved; a shift is 0.')
+_ON_MAPS = (
+    'Grad-CAM: the brighter a region, the more it speaks for the class named below. Integrated gradients: orange '
+    'pixels speak for the class, purple ones against it. Each map is scaled to its own largest value, so that '
+    'colors compare within a map and not between maps.')
+
+
 def build_report(rows: Iterable[ResultRow], pictures: Sequence[Picture | Scene] = (), *, title: str,
-                 commands: Sequence[str] = (), notes: Sequence[str] = (), margins: Sequence[Margins] = ()) -> str:
+                 commands: Sequence[str] = (), notes: Sequence[str] = (), margins: Sequence[Margins] = (),
+                 explanations: Sequence[Explanation] = ()) -> str:
     """The page, from whatever results there are.
 
     Args:
@@ -89,6 +102,7 @@ def build_report(rows: Iterable[ResultRow], pictures: Sequence[Picture | Scene] 
       commands: what to type to get these results again.
       notes: remarks of whoever ran the evaluation, a sentence each; shown at the top.
       margins: of runs that were trained with one radius per example.
+      explanations: maps of images before and after an attack.
 
     Returns:
       A self-contained HTML document.
@@ -96,9 +110,10 @@ def build_report(rows: Iterable[ResultRow], pictures: Sequence[Picture | Scene] 
     Raises:
       ValueError: no rows, or a picture whose images break their contract.
     """
-    rows = list(rows)
-    if not rows:
+    everything = list(rows)
+    if not everything:
         raise ValueError('there are no results to report: run the evaluation first')
+    rows = [row for row in everything if not is_explanation(row.metric)] or everything
     panels = {metric: [p for p in summarize(rows, metric=metric) if p.eps] for metric in main_first(rows)}
     heads = [panel for panel in headline_panels(rows) if panel.eps]
     sections = [('evaluated', 'What was evaluated', _evaluated(rows)),
@@ -106,10 +121,11 @@ def build_report(rows: Iterable[ResultRow], pictures: Sequence[Picture | Scene] 
                 ('curves', 'Quality over eps', _curves(heads)),
                 ('structures', 'By structure', _structures(rows)),
                 ('pictures', 'Pictures', ''.join(map(_picture, pictures))),
+                ('explanations', 'Explanations', _explanations(everything, explanations)),
                 ('margins', 'Margins of training', ''.join(map(_margins, margins))),
-                ('checks', 'Sanity checks and warnings', _checks(rows)),
+                ('checks', 'Sanity checks and warnings', _checks(everything)),
                 ('reproduce', 'How to reproduce', _reproduce(rows, commands)),
-                ('glossary', 'Glossary', _glossary(rows, margins))]
+                ('glossary', 'Glossary', _glossary(everything, margins))]
     sections = [section for section in sections if section[2]]
     links = ''.join(f'<a href="#{key}">{escape(name)}</a>' for key, name, _ in sections)
     body = ''.join(f'<section><h2 id="{key}">{escape(name)}</h2>{content}</section>'
@@ -205,7 +221,7 @@ def _results(rows: list[ResultRow], panels: dict[str, list[Panel]], heads: Seque
     tables = [table for own in by_kind.values() if (table := clean_table(own))]
     parts += ['<h3>Clean images, all measures</h3>', *map(to_html, tables)] if tables else []
     shown = {(panel.dataset, panel.metric) for panel in heads}
-    main = next(iter(panels))
+    main = next(iter(panels), '')
     for metric, own in panels.items():
         left = [panel for panel in own if (panel.dataset, metric) not in shown]
         if left:
@@ -237,6 +253,15 @@ def _curves(heads: Sequence[Panel]) -> str:
 def _picture(picture: Picture | Scene) -> str:
     figure = picture_figure(picture) if isinstance(picture, Picture) else scene_figure(picture)
     return _image(to_png(figure), 'png', picture.caption)
+
+
+def _explanations(rows: list[ResultRow], explanations: Sequence[Explanation]) -> str:
+    """The measures, then the pictures."""
+    tables = ''.join(f'<div class="wrap">{to_html(table)}</div>' for table in explanation_tables(rows))
+    if not tables and not explanations:
+        return ''
+    figures = ''.join(_image(to_png(explanation_figure(each)), 'png', each.caption) for each in explanations)
+    return f'<p>{_ON_EXPLANATIONS}</p>{tables}{f"<p>{_ON_MAPS}</p>" if figures else ""}{figures}'
 
 
 def _margins(margins: Margins) -> str:

@@ -1,6 +1,6 @@
 """What metrics are called, which way they point, and which of them speak for a task.
 
-Contents: `Metric`, `METRICS`, `metric_of`, `split_structure`, `Kind`, `kind_of`, `headline`.
+Contents: `Metric`, `METRICS`, `metric_of`, `split_structure`, `is_explanation`, `Kind`, `kind_of`, `headline`.
 
 Example:
 
@@ -75,6 +75,12 @@ _TASKS = {'segmentation': ('pixel_accuracy', ('dice',)),
           'detection': ('ap50', ('ap50',)),
           'multilabel': ('exact_match', ('auroc', 'macro_f1'))}
 MAIN = ('robust_accuracy', 'accuracy')
+# Explanations: metrics are the method's name, the measure's and maybe '/' and what it is compared with. They have
+# tables of their own and lead none: how far a map moved is no quality of an answer.
+EXPLANATIONS = {'gradcam': 'Grad-CAM', 'ig': 'integrated gradients'}
+MOVEMENTS = {'rank_correlation': Metric('rank correlation', percent=False),
+             'top_overlap': Metric('overlap of the top tenth'),
+             'center_shift': Metric('shift of the center, of the diagonal', more_is_better=False)}
 _OF_SHARE = Metric('within criterion')
 
 
@@ -85,6 +91,12 @@ def metric_of(name: str, kind: Kind = NO_KIND) -> Metric:
     an output is acceptable within a criterion, not right or wrong. Distances carry their unit.
     """
     base, structure = split_structure(name)
+    if is_explanation(name):
+        method, _, measure = name.partition('_')
+        measure, _, compared = measure.partition('/')
+        shown = MOVEMENTS.get(measure, Metric(measure.replace('_', ' '), more_is_better=False))
+        ending = f' ({compared.replace("_", " ")})' if compared else ''
+        return shown._replace(label=f'{EXPLANATIONS[method]}: {shown.label}{ending}')
     unit = f', {_UNITS[kind.unit]}' if kind.unit in _UNITS else ''
     if name == 'robust_accuracy' and kind.task:
         return _OF_SHARE
@@ -104,6 +116,11 @@ def split_structure(name: str) -> tuple[str, str]:
         if name.startswith(base + sign):
             return base, name.removeprefix(base + sign)
     return name, ''
+
+
+def is_explanation(name: str) -> bool:
+    """Whether a metric is of explanations (Grad-CAM, integrated gradients), not of answers."""
+    return name.partition('_')[0] in EXPLANATIONS
 
 
 def kind_of(rows: Iterable[Any]) -> Kind:
@@ -126,7 +143,7 @@ def headline(rows: Iterable[Any]) -> list[str]:
     Of candidates the first that was measured under attack, else the first at hand; for classes and grades
     robust accuracy alone, else accuracy, else whatever comes first.
     """
-    rows = [row for row in rows if not split_structure(row.metric)[1]]
+    rows = [row for row in rows if not split_structure(row.metric)[1] and not is_explanation(row.metric)]
     measured = list(dict.fromkeys(row.metric for row in rows))
     attacked = {row.metric for row in rows if row.attack != 'clean'}
     task = kind_of(rows).task

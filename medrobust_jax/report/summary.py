@@ -18,7 +18,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from medrobust_jax.report.naming import MAIN, NO_KIND, Kind, Metric, headline, kind_of, metric_of, split_structure
+from medrobust_jax.report.naming import (
+    MAIN,
+    NO_KIND,
+    Kind,
+    Metric,
+    headline,
+    is_explanation,
+    kind_of,
+    metric_of,
+    split_structure,
+)
 
 CLEAN = 'clean'
 # An evaluation that took the worst over attacks for each image reports it under one of these.
@@ -144,8 +154,8 @@ def eps_text(eps: float, norm: str) -> str:
 
 
 def main_first(rows: Iterable[ResultRow]) -> list[str]:
-    """The metrics at hand, without those of single structures: what leads each task, then as they appear."""
-    rows = [row for row in rows if not split_structure(row.metric)[1]]
+    """The metrics at hand, without those of single structures and of explanations: what leads each task first."""
+    rows = [row for row in rows if not split_structure(row.metric)[1] and not is_explanation(row.metric)]
     leading = [metric for own in _by_dataset(rows).values() for metric in headline(own)]
     found = _ordered(row.metric for row in rows)
     order = _ordered([*(metric for metric in leading if metric not in MAIN), *MAIN, *found])
