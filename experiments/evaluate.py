@@ -88,7 +88,7 @@ def subject_of(config: ConfigDict, workdir: str | Path, *, data_dir: str | None 
                     'checkpoint_fingerprint': metadata['checkpoint_fingerprint'],
                     'dataset_fingerprint': source.info.fingerprint}
     subject = Subject(forward, (params, model_state), task, identity, fingerprints,
-                      build.criterion_of(config, judged=True))
+                      build.criterion_of(config, judged=True), tuple(source.info.class_names))
     return subject, build.examples_of(source, task, config.eval.max_examples), task
 
 

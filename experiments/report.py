@@ -2,8 +2,9 @@
 
     python -m experiments.report --workdir=runs/a --workdir=runs/b --out=report.html
 
-Reads results.jsonl, system.jsonl, pictures.npz, ood.npz and verdicts/ of every workdir given, and the margins of
-adaptive training from its checkpoint where there is one; needs neither data nor a device.
+Reads results.jsonl, verdicts/ and what there is of system.jsonl, pictures.npz, ood.npz and explanations.npz of
+every workdir given, and the margins of adaptive training from its checkpoint where there is one; needs neither
+data nor a device.
 """
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from medrobust_jax.data.files import read_npz
 from medrobust_jax.evaluate.records import Row, read_rows
 from medrobust_jax.evaluate.verdicts import load_verdicts
 from medrobust_jax.report import gallery
+from medrobust_jax.report.explanations import load_explanations
 from medrobust_jax.report.figures import Picture
 from medrobust_jax.report.foreign import ForeignScene, KeptForeign, foreign_scenes, foreign_tables
 from medrobust_jax.report.html import build_report
@@ -205,17 +207,19 @@ def write_report(workdirs: Sequence[str | Path], out: str | Path, *, title: str,
                  eps: float | None = None) -> list[Row]:
     """Writes report.html over several evaluated runs and returns their rows."""
     rows = gather_rows(workdirs)
-    pictures, margins, systems, foreign = [], [], [], []
+    pictures, margins, systems, foreign, explanations = [], [], [], [], []
     for workdir in workdirs:
         mine = read_rows(Path(workdir) / 'results.jsonl')[0]
         name = f'{mine.defense} (seed {mine.seed})'
         pictures += pictures_of(workdir, title=name, class_names=class_names, attacks=attacks, eps=eps)
         foreign += foreign_of(workdir, title=name, class_names=class_names)
         systems += read_rows(path) if (path := Path(workdir) / 'system.jsonl').is_file() else []
+        if (path := Path(workdir) / 'explanations.npz').is_file():
+            explanations += load_explanations(path, title=name, class_names=class_names)
         margins += [found] if (found := margins_of(workdir, title=f'{mine.dataset}, {name}')) else []
     notes = [*notes, *notes_on_criteria(rows)]
     page = build_report(rows, pictures, title=title, commands=commands, notes=notes, margins=margins,
-                        systems=systems, foreign=foreign)
+                        systems=systems, foreign=foreign, explanations=explanations)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding='utf-8')

@@ -23,7 +23,8 @@ from medrobust_jax.core.types import AttackResult
 from medrobust_jax.data.files import read_npz
 from medrobust_jax.evaluate.programs import in_chunks, make_layout, make_score, row_by_row
 from medrobust_jax.evaluate.sanity import check_point
-from medrobust_jax.evaluate.suite import GridPoint
+from medrobust_jax.evaluate.suite import Examples, GridPoint
+from medrobust_jax.evaluate.writing import Subject
 from medrobust_jax.parallel.mesh import data_mesh
 
 
@@ -55,11 +56,7 @@ def rescore(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = N
     keys = rng.example_keys(config.eval.seed, examples.index)
     found = []
     for path in files:
-        saved = _load(path)
-        if str(saved['checkpoint_fingerprint']) != subject.fingerprints['checkpoint_fingerprint']:
-            raise ValueError(f'{path} was made for another checkpoint: run experiments.evaluate again')
-        if not np.array_equal(saved['index'], examples.index):
-            raise ValueError(f'{path} holds other examples than config.eval names')
+        saved = saved_images(path, subject, examples)
         for eps, images, acceptable in zip(saved['eps'], saved['images'], saved['acceptable'], strict=True):
             outputs = score(subject.variables, keys, images)
             again = row_by_row(task.acceptable)(outputs, examples.targets)
@@ -70,11 +67,21 @@ def rescore(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = N
     return found
 
 
-def _load(path: Path) -> dict[str, Any]:
+def saved_images(path: Path, subject: Subject, examples: Examples) -> dict[str, Any]:
+    """The arrays of one file of `adversarial/`.
+
+    Raises:
+      ValueError: it is damaged, or belongs to another checkpoint or to other examples.
+    """
     try:
-        return read_npz(path)
+        saved = read_npz(path)
     except ValueError as error:
         raise ValueError(f'{path} is damaged ({error}): run experiments.evaluate again') from error
+    if str(saved['checkpoint_fingerprint']) != subject.fingerprints['checkpoint_fingerprint']:
+        raise ValueError(f'{path} was made for another checkpoint: run experiments.evaluate again')
+    if not np.array_equal(saved['index'], examples.index):
+        raise ValueError(f'{path} holds other examples than config.eval names')
+    return saved
 
 
 def compare(first: list[Rescored], second: list[Rescored]) -> Iterator[str]:

@@ -2,8 +2,9 @@
 
 Contents: `SUFFIXES`, `open_folder`.
 
-Images of 8 bits become uint8 / 255, images of 16 bits uint16 / max_value. Pixels are taken as
-stored: no rotation by EXIF tags; transparency is dropped.
+Images of 8 bits become uint8 / 255, images of 16 bits uint16 / max_value. Images with an EXIF tag of
+orientation (photographs of a telephone) are turned upright, as every viewer shows them; transparency is
+dropped.
 
 Example:
 
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from medrobust_jax.data import listing
 from medrobust_jax.data.resize import Size, describe, resize_images
@@ -65,13 +66,13 @@ def open_folder(path: str, split: str = 'train', *, data_dir: str | os.PathLike[
 
 
 def read_image(path: Path, channels: int) -> np.ndarray:
-    """One image `[H, W, channels]`, uint8 or uint16; an error names the file."""
+    """One image `[H, W, channels]`, upright by its EXIF tag, uint8 or uint16; an error names the file."""
     try:
         with Image.open(path) as image:
             if (frames := getattr(image, 'n_frames', 1)) > 1:
                 raise ValueError(f'{path} holds {frames} frames, not one image')
-            deep = image.mode in _DEEP
-            pixels = np.asarray(image if deep else image.convert('L' if channels == 1 else 'RGB'))
+            deep, upright = image.mode in _DEEP, ImageOps.exif_transpose(image)
+            pixels = np.asarray(upright if deep else upright.convert('L' if channels == 1 else 'RGB'))
     except (OSError, SyntaxError) as error:  # SyntaxError: Pillow's word for a broken PNG
         raise ValueError(f'{path} is truncated, damaged or no image ({error})') from error
     if not deep:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from medrobust_jax.data import files, listing
 from medrobust_jax.data.image_folder import SUFFIXES, read_image
@@ -146,10 +146,10 @@ def pairs(images: Path, masks: Path, *, mask_suffix: str = '', split: str = '', 
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """A mask's gray values `[H, W]`; the indices of a palette; color is refused unless it is gray."""
+    """A mask's gray values `[H, W]`, upright as images are; the indices of a palette; color must be gray."""
     try:
         with Image.open(path) as image:
-            values = np.asarray(image)
+            values = np.asarray(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError) as error:  # SyntaxError: Pillow's word for a broken PNG
         raise ValueError(f'{path} is truncated, damaged or no image ({error})') from error
     values = values.astype(np.uint8) if values.dtype == bool else values

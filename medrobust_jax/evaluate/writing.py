@@ -1,6 +1,7 @@
 """Results written: grid points as rows, verdicts, adversarial images and pictures.
 
-Contents: `Subject` (what is judged), `ResultWriter`; `rows_at`, `named_arrays` for what is kept to show.
+Contents: `Subject` (what is judged), `ResultWriter`; `rows_at`, `rows_to_show`, `named_arrays` for what is kept to
+show.
 
 Example:
 
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 
 from medrobust_jax.core.balls import NORMS
-from medrobust_jax.core.types import PyTree, Task
+from medrobust_jax.core.types import PyTree, Targets, Task
 from medrobust_jax.evaluate import records, sanity, verdicts
 from medrobust_jax.evaluate.files import save_arrays
 from medrobust_jax.evaluate.programs import Layout, ModelForward, row_by_row
@@ -39,6 +40,7 @@ class Subject(NamedTuple):
       identity: the fields of `records.Row` that say who it is: dataset, split, model, defense, seed.
       fingerprints: 'config_fingerprint', 'checkpoint_fingerprint', 'dataset_fingerprint'.
       criterion: the thresholds of the task's criterion; empty for its default, or where it has none.
+      class_names: in label order; empty where they are not known.
     """
 
     forward: ModelForward
@@ -47,6 +49,7 @@ class Subject(NamedTuple):
     identity: Mapping[str, Any]
     fingerprints: Mapping[str, str]
     criterion: tuple[float, ...] = ()
+    class_names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
@@ -158,14 +161,8 @@ class ResultWriter:
 
     def choose_pictures(self, clean: GridPoint, count: int) -> None:
         """Chooses whose images are shown: the first with an acceptable output, of every class in turn."""
-        task, standing = self.subject.task, clean.result.acceptable
-        by_class = [np.flatnonzero(standing)]
-        if task.target_names == ('label',):
-            by_class = [np.flatnonzero(standing & (self.examples.targets == c))
-                        for c in np.unique(self.examples.targets)]
-        depth = max((len(rows) for rows in by_class), default=0)
-        rows = [rows[i] for i in range(depth) for rows in by_class if i < len(rows)]
-        self._shown = np.asarray(rows[:count], dtype=int)
+        task = self.subject.task
+        self._shown = rows_to_show(task, self.examples.targets, np.asarray(clean.result.acceptable), count)
         self._pictures = {'task': np.asarray(task.name), 'index': self.examples.index[self._shown],
                           'clean': self.examples.images[self._shown],
                           **named_arrays('target', rows_at(self.examples.targets, self._shown)),
@@ -193,6 +190,16 @@ class ResultWriter:
         """Writes what was kept to show to `pictures.npz`."""
         if self._pictures:
             save_arrays(self.workdir / 'pictures.npz', self._pictures)
+
+
+def rows_to_show(task: Task, targets: Targets, standing: np.ndarray, count: int) -> np.ndarray:
+    """Positions of the first `count` examples that stand, of every class in turn where targets are classes."""
+    by_class = [np.flatnonzero(standing)]
+    if task.target_names == ('label',):
+        by_class = [np.flatnonzero(standing & (targets == c)) for c in np.unique(np.asarray(targets))]
+    depth = max((len(rows) for rows in by_class), default=0)
+    rows = [rows[i] for i in range(depth) for rows in by_class if i < len(rows)]
+    return np.asarray(rows[:count], dtype=int)
 
 
 def rows_at(tree: PyTree, rows: np.ndarray) -> PyTree:

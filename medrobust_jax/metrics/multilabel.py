@@ -1,7 +1,7 @@
-"""Quality of multi-label predictions, in NumPy: per finding, and as means over findings.
+"""Quality of multi-label predictions, in NumPy: per finding, as means over findings, and over all pairs.
 
-Contents: `mean_auroc`, `mean_average_precision`, `mean_f1`; with intervals `verdict_metrics` (decisions
-alone) and `score_metrics` (probabilities).
+Contents: `mean_auroc`, `mean_average_precision`, `mean_f1` (macro); `micro_auroc`, `micro_average_precision`
+(micro); with intervals `verdict_metrics` (decisions alone) and `score_metrics` (probabilities).
 
 All take `weights [..., N]` as the functions of `metrics.classification` do. A finding that no example has,
 or that all have, leaves AUROC undefined; it is left out of the means and named in `method`.
@@ -41,6 +41,30 @@ def mean_auroc(probabilities: ArrayLike, findings: ArrayLike, weights: Weights =
 def mean_average_precision(probabilities: ArrayLike, findings: ArrayLike, weights: Weights = None) -> Any:
     """The mean over findings of average precision; arguments and result as `mean_auroc`."""
     return _mean_over_findings(average_precision, probabilities, findings, weights)
+
+
+def micro_auroc(probabilities: ArrayLike, findings: ArrayLike, weights: Weights = None) -> Any:
+    """The area under the ROC curve of all pairs of an image and a finding taken together.
+
+    P[score of a pair that is present > score of one that is absent] + P[equal] / 2. It compares scores across
+    findings, so that a frequent finding that gets higher scores than a rare one counts in its favor.
+
+    Args:
+      probabilities: [N, L]; scores of different findings are compared, so they must share a scale.
+      findings: [N, L], 0 or 1.
+      weights: [..., N] >= 0, of the images, or None for all 1.
+
+    Returns:
+      [...] in [0, 1]; NaN where no pair is present, or all are.
+
+    References: `roc_auc_score(average='micro')` of scikit-learn, which is the same number.
+    """
+    return _over_pairs(auroc, probabilities, findings, weights)
+
+
+def micro_average_precision(probabilities: ArrayLike, findings: ArrayLike, weights: Weights = None) -> Any:
+    """Average precision of all pairs of an image and a finding; arguments and result as `micro_auroc`."""
+    return _over_pairs(average_precision, probabilities, findings, weights)
 
 
 def mean_f1(predictions: ArrayLike, findings: ArrayLike, weights: Weights = None) -> Any:
@@ -100,8 +124,9 @@ def score_metrics(probabilities: ArrayLike, findings: ArrayLike, groups: ArrayLi
       names: as in `verdict_metrics`.
 
     Returns:
-      Those of `verdict_metrics` at probability 1/2, and 'auroc', 'average_precision' (means over findings)
-      and 'auroc/<finding>', 'average_precision/<finding>' for each.
+      Those of `verdict_metrics` at probability 1/2, and 'auroc', 'average_precision' (means over findings),
+      'micro_auroc', 'micro_average_precision' (over all pairs of an image and a finding), and
+      'auroc/<finding>', 'average_precision/<finding>' for each.
 
     Raises:
       ValueError: as `verdict_metrics`, or a probability that is not finite.
@@ -112,10 +137,12 @@ def score_metrics(probabilities: ArrayLike, findings: ArrayLike, groups: ArrayLi
         raise ValueError(f'probabilities must be finite; row {row} holds {p[row]}')
     result = verdict_metrics(p > .5, findings, groups, names=names)
     y = np.asarray(findings).astype(int)
-    for metric, single, mean in (('auroc', auroc, mean_auroc),
-                                 ('average_precision', average_precision, mean_average_precision)):
+    for metric, single, mean, micro in (
+            ('auroc', auroc, mean_auroc, micro_auroc),
+            ('average_precision', average_precision, mean_average_precision, micro_average_precision)):
         estimate = bootstrap(mean, (p, y), groups=groups, weighted=True)
         result[metric] = _remarked(estimate, y, _checked_names(names, y))
+        result[f'micro_{metric}'] = bootstrap(micro, (p, y), groups=groups, weighted=True)
         for column, name in enumerate(_checked_names(names, y)):
             estimate = bootstrap(single, (p[:, column], y[:, column]), groups=groups, weighted=True)
             remark = 'undefined (no example with, or none without, the finding)'
@@ -129,6 +156,18 @@ def _mean_over_findings(statistic: Callable[..., Any], probabilities: ArrayLike,
     values = [statistic(p[:, column], y[:, column], weights) for column in np.flatnonzero(_has_both(y))]
     shape = () if weights is None else weights.shape[:-1]
     return np.mean(values, axis=0) if values else np.full(shape, np.nan)[()]
+
+
+def _over_pairs(statistic: Callable[..., Any], probabilities: ArrayLike, findings: ArrayLike,
+                weights: Weights) -> Any:
+    p, y = np.asarray(probabilities, float), np.asarray(findings).astype(int)
+    if weights is None:
+        return statistic(p.ravel(), y.ravel())
+    # As many pairs as L times the images: the resamples in L portions need no more memory than one finding's.
+    rows = np.asarray(weights, float).reshape(-1, len(p))
+    values = [statistic(p.ravel(), y.ravel(), np.repeat(part, p.shape[1], axis=-1))
+              for part in np.array_split(rows, p.shape[1])]
+    return np.concatenate(values).reshape(np.shape(weights)[:-1])[()]
 
 
 def _has_both(findings: np.ndarray) -> np.ndarray:

@@ -109,6 +109,7 @@ class MobileNetV2(nn.Module):
                 x = block(x, batch_norm=batch_norm)
         x = Conv(divided(1280 * max(1.0, self.width_multiplier)), 1, dtype=self.dtype, name='last')(x)
         x = nn.relu6(Norm(self.norm, self.dtype, name='last_norm')(x, batch_norm=batch_norm))
+        self.sow('intermediates', 'maps', x)
         x = global_average_pool(x)
         self.sow('intermediates', 'features', x)
         return Dense(self.num_outputs, self.dtype, name='head')(x).astype(logits_dtype(images))

@@ -163,6 +163,7 @@ class ResNet(nn.Module):
                     norm=self.norm, dtype=self.dtype, name=f'stage{stage}_block{index}',
                 )
                 x = block(x, batch_norm=batch_norm)
+        self.sow('intermediates', 'maps', x)
         x = global_average_pool(x)
         self.sow('intermediates', 'features', x)
         return Dense(self.num_outputs, self.dtype, name='head')(x).astype(logits_dtype(images))

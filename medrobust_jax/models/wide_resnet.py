@@ -96,6 +96,7 @@ class WideResNet(nn.Module):
                 )
                 x = block(x, batch_norm=batch_norm)
         x = nn.relu(Norm(self.norm, self.dtype, name='norm')(x, batch_norm=batch_norm))
+        self.sow('intermediates', 'maps', x)
         x = global_average_pool(x)
         self.sow('intermediates', 'features', x)
         return Dense(self.num_outputs, self.dtype, name='head')(x).astype(logits_dtype(images))

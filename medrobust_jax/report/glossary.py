@@ -92,6 +92,26 @@ _OF_METRICS = (
     (('reconstruction_auroc',), 'AUROC of the reconstruction error',
      'How often a network that rebuilds its input rebuilds a foreign image worse than a real one. 100 %: the '
      'error tells every foreign image; 50 %: chance; below: foreign images look more familiar than real ones.'),
+    (('micro_',), 'micro',
+     'Over all pairs of an image and a finding at once, instead of as a mean over findings: frequent findings '
+     'weigh more.'),
+    (('gradcam',), 'Grad-CAM',
+     'A coarse map of the regions that raise the score of a class, made from the last feature maps of the network '
+     'and their gradients. It shows what the score depends on; that a region is bright does not say that the '
+     'finding is there, or that the answer is right.'),
+    (('ig_',), 'integrated gradients',
+     'A map of how much each pixel adds to the score of a class, compared with a reference image (black, unless '
+     'stated otherwise: black pixels then have no part in it). The values sum to the rise in score over the '
+     'reference; completeness gap is the share that the computed map misses.'),
+    (('gradcam', 'ig_'), 'movement of a map',
+     'Rank correlation: whether pixels come in the same order of importance, from 1 (the same) over 0 (unrelated) '
+     'to -1. Overlap of the top tenth: what the most important 10 % of the pixels have in common, divided by what '
+     'either map holds. Shift of the center: the distance of the centers of mass, as a share of the '
+     "image's diagonal."),
+    (('gradcam', 'ig_'), 'noise of the same size',
+     "The attack's own change, its values scattered to random places with random signs: as large as the attack "
+     'in every norm, but without aim. What this noise does to a map is no work of the attack; "attack minus '
+     'noise" is the rest, image by image.'),
     (('margin',), 'margin',
      'The radius that adversarial training with adaptive margins (AMAT, IMA, MMA) gives to each training '
      'example: as far as it can be changed before the output leaves the criterion. Margins that grow and '

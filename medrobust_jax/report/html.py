@@ -17,11 +17,13 @@ from html import escape
 from typing import Any
 
 from medrobust_jax.report.elements import image
+from medrobust_jax.report.explanations import Explanation, explanation_figure
 from medrobust_jax.report.figures import Picture, curve_figure, picture_figure, to_png, to_svg
 from medrobust_jax.report.foreign import INTRODUCTION, ForeignScene, foreign_figure, foreign_tables
 from medrobust_jax.report.glossary import glossary_of
 from medrobust_jax.report.margins import Margins, margin_figure
-from medrobust_jax.report.naming import OUT_OF_DISTRIBUTION, kind_of, split_structure
+from medrobust_jax.report.movement import explanation_tables
+from medrobust_jax.report.naming import OUT_OF_DISTRIBUTION, is_explanation, kind_of, split_structure
 from medrobust_jax.report.overlays import Scene, scene_figure
 from medrobust_jax.report.risk import risk_section
 from medrobust_jax.report.structures import structure_tables
@@ -80,9 +82,20 @@ dt { font-weight: 600; margin-top: .7rem; } dd { margin: 0; max-width: 46rem; }
   figure, tr, dd { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
 
+_ON_EXPLANATIONS = (
+    'Maps of what in an image the answer depends on, for the image as it is and after the attack. Where noise of '
+    'the same size leaves a map in place and the attack does not, the explanation is as easily misled as the '
+    'answer. Rank correlation and overlap are 1 and 100 % where nothing moved; a shift is 0.')
+_ON_MAPS = (
+    'Grad-CAM: the brighter a region, the more it speaks for the class named below. Integrated gradients: orange '
+    'pixels speak for the class, purple ones against it. Each map is scaled to its own largest value, so that '
+    'colors compare within a map and not between maps.')
+
+
 def build_report(rows: Iterable[ResultRow], pictures: Sequence[Picture | Scene] = (), *, title: str,
                  commands: Sequence[str] = (), notes: Sequence[str] = (), margins: Sequence[Margins] = (),
-                 systems: Sequence[ResultRow] = (), foreign: Sequence[ForeignScene] = ()) -> str:
+                 systems: Sequence[ResultRow] = (), foreign: Sequence[ForeignScene] = (),
+                 explanations: Sequence[Explanation] = ()) -> str:
     """The page, from whatever results there are.
 
     Args:
@@ -94,6 +107,7 @@ def build_report(rows: Iterable[ResultRow], pictures: Sequence[Picture | Scene] 
       margins: of runs that were trained with one radius per example.
       systems: rows about models with a detector of attacked images.
       foreign: images of another kind, before and after an attack.
+      explanations: maps of images before and after an attack.
 
     Returns:
       A self-contained HTML document.
@@ -101,9 +115,10 @@ def build_report(rows: Iterable[ResultRow], pictures: Sequence[Picture | Scene] 
     Raises:
       ValueError: no rows, or a picture whose images break their contract.
     """
-    rows = list(rows)
-    if not rows:
+    everything = list(rows)
+    if not everything:
         raise ValueError('there are no results to report: run the evaluation first')
+    rows = [row for row in everything if not is_explanation(row.metric)] or everything
     panels = {metric: [p for p in summarize(rows, metric=metric) if p.eps] for metric in main_first(rows)}
     heads = [panel for panel in headline_panels(rows) if panel.eps]
     sections = [('evaluated', 'What was evaluated', _evaluated(rows)),
@@ -113,10 +128,11 @@ def build_report(rows: Iterable[ResultRow], pictures: Sequence[Picture | Scene] 
                 ('structures', 'By structure', _structures(rows)),
                 ('pictures', 'Pictures', ''.join(map(_picture, pictures))),
                 ('foreign', 'Out of distribution', _foreign(rows, foreign)),
+                ('explanations', 'Explanations', _explanations(everything, explanations)),
                 ('margins', 'Margins of training', ''.join(map(_margins, margins))),
-                ('checks', 'Sanity checks and warnings', _checks(rows)),
+                ('checks', 'Sanity checks and warnings', _checks(everything)),
                 ('reproduce', 'How to reproduce', _reproduce(rows, commands)),
-                ('glossary', 'Glossary', _glossary([*rows, *systems], margins))]
+                ('glossary', 'Glossary', _glossary([*everything, *systems], margins))]
     sections = [section for section in sections if section[2]]
     links = ''.join(f'<a href="#{key}">{escape(name)}</a>' for key, name, _ in sections)
     body = ''.join(f'<section><h2 id="{key}">{escape(name)}</h2>{content}</section>'
@@ -251,6 +267,15 @@ def _foreign(rows: list[ResultRow], scenes: Sequence[ForeignScene]) -> str:
     content = [*map(to_html, foreign_tables(rows)),
                *(image(to_png(foreign_figure(scene)), 'png', scene.caption) for scene in scenes)]
     return ''.join([f'<p>{escape(INTRODUCTION)}</p>', *content]) if content else ''
+
+
+def _explanations(rows: list[ResultRow], explanations: Sequence[Explanation]) -> str:
+    """The measures, then the pictures."""
+    tables = ''.join(f'<div class="wrap">{to_html(table)}</div>' for table in explanation_tables(rows))
+    if not tables and not explanations:
+        return ''
+    figures = ''.join(image(to_png(explanation_figure(each)), 'png', each.caption) for each in explanations)
+    return f'<p>{_ON_EXPLANATIONS}</p>{tables}{f"<p>{_ON_MAPS}</p>" if figures else ""}{figures}'
 
 
 def _margins(margins: Margins) -> str:

@@ -1,7 +1,7 @@
 """What metrics are called, which way they point, and which of them speak for a task.
 
-Contents: `Metric`, `METRICS`, `OUT_OF_DISTRIBUTION`, `metric_of`, `split_structure`, `speaks_of_all`, `Kind`,
-`kind_of`, `headline`.
+Contents: `Metric`, `METRICS`, `OUT_OF_DISTRIBUTION`, `metric_of`, `split_structure`, `is_explanation`,
+`speaks_of_all`, `Kind`, `kind_of`, `headline`.
 
 Example:
 
@@ -40,6 +40,8 @@ METRICS = {
     'macro_f1': Metric('macro F1'),
     'auroc': Metric('AUROC'),
     'average_precision': Metric('average precision'),
+    'micro_auroc': Metric('micro AUROC'),
+    'micro_average_precision': Metric('micro average precision'),
     'sensitivity_at_95_specificity': Metric('sensitivity at 95 % specificity'),
     'expected_calibration_error': Metric('expected calibration error', more_is_better=False),
     'quadratic_weighted_kappa': Metric('quadratic-weighted kappa', percent=False),
@@ -82,6 +84,12 @@ _TASKS = {'segmentation': ('pixel_accuracy', ('dice',)),
           'detection': ('ap50', ('ap50',)),
           'multilabel': ('exact_match', ('auroc', 'macro_f1'))}
 MAIN = ('robust_accuracy', 'accuracy')
+# Explanations: metrics are the method's name, the measure's and maybe '/' and what it is compared with. They have
+# tables of their own and lead none: how far a map moved is no quality of an answer.
+EXPLANATIONS = {'gradcam': 'Grad-CAM', 'ig': 'integrated gradients'}
+MOVEMENTS = {'rank_correlation': Metric('rank correlation', percent=False),
+             'top_overlap': Metric('overlap of the top tenth'),
+             'center_shift': Metric('shift of the center, of the diagonal', more_is_better=False)}
 _OF_SHARE = Metric('within criterion')
 
 
@@ -92,6 +100,12 @@ def metric_of(name: str, kind: Kind = NO_KIND) -> Metric:
     an output is acceptable within a criterion, not right or wrong. Distances carry their unit.
     """
     base, structure = split_structure(name)
+    if is_explanation(name):
+        method, _, measure = name.partition('_')
+        measure, _, compared = measure.partition('/')
+        shown = MOVEMENTS.get(measure, Metric(measure.replace('_', ' '), more_is_better=False))
+        ending = f' ({compared.replace("_", " ")})' if compared else ''
+        return shown._replace(label=f'{EXPLANATIONS[method]}: {shown.label}{ending}')
     unit = f', {_UNITS[kind.unit]}' if kind.unit in _UNITS else ''
     if name == 'robust_accuracy' and kind.task:
         return _OF_SHARE
@@ -113,9 +127,14 @@ def split_structure(name: str) -> tuple[str, str]:
     return name, ''
 
 
+def is_explanation(name: str) -> bool:
+    """Whether a metric is of explanations (Grad-CAM, integrated gradients), not of answers."""
+    return name.partition('_')[0] in EXPLANATIONS
+
+
 def speaks_of_all(name: str) -> bool:
-    """Whether a metric is of all structures and of the images that a model was made for."""
-    return not split_structure(name)[1] and name not in OUT_OF_DISTRIBUTION
+    """Whether a metric is of answers, of all structures, and of the images that a model was made for."""
+    return not split_structure(name)[1] and name not in OUT_OF_DISTRIBUTION and not is_explanation(name)
 
 
 def kind_of(rows: Iterable[Any]) -> Kind:

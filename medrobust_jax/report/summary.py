@@ -144,8 +144,8 @@ def eps_text(eps: float, norm: str) -> str:
 
 
 def main_first(rows: Iterable[ResultRow]) -> list[str]:
-    """The metrics at hand, without those of single structures and of foreign images: what leads each task, then
-    as they appear.
+    """The metrics at hand, without those of single structures, of foreign images and of explanations: what leads
+    each task, then as they appear.
     """
     rows = [row for row in rows if speaks_of_all(row.metric)]
     leading = [metric for own in _by_dataset(rows).values() for metric in headline(own)]

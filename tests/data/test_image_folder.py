@@ -3,6 +3,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medrobust_jax.data.image_folder import read_image
+from medrobust_jax.data.mask_folder import read_mask
 from medrobust_jax.data.registry import load
 from medrobust_jax.data.source import all_labels, gather
 
@@ -85,6 +87,37 @@ def test_color_and_grey(tmp_path):
     assert load(f'folder:{tmp_path}', channels=1).info.image_shape == (6, 8, 1)
     with pytest.raises(ValueError, match='channels = 2'):
         load(f'folder:{tmp_path}', channels=2)
+
+
+# What Exif's eight orientations say was done to the upright image, whose inverse shows it upright again.
+STORED = {1: lambda x: x, 2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud, 5: np.transpose,
+          6: lambda x: np.rot90(x, 1), 7: lambda x: np.rot90(x, 2).T, 8: lambda x: np.rot90(x, -1)}
+
+
+@pytest.mark.parametrize('orientation', STORED)
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_images_and_masks_with_an_orientation_are_turned_upright(tmp_path, orientation, dtype):
+    upright = np.arange(48).reshape(6, 8).astype(dtype)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / 'photograph.png'
+    Image.fromarray(np.ascontiguousarray(STORED[orientation](upright))).save(path, exif=exif)
+    np.testing.assert_array_equal(read_image(path, 1)[..., 0], upright)
+    np.testing.assert_array_equal(read_mask(path), upright)
+
+
+def test_a_photograph_of_a_telephone_is_turned_upright(tmp_path):
+    """A JPEG as cameras store them: the sensor's rows, and a tag that says how it was held."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.repeat(np.repeat(grey(0, (2, 3)) + np.uint8([[0, 100, 200]]), 8, 0), 8, 1)
+    for label in 'ab':
+        for number in range(10):
+            (tmp_path / label).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / label / f'{number}.jpg', exif=exif, quality=100)
+    images = gather(load(f'folder:{tmp_path}'))[0]
+    assert images.shape[1:] == (24, 16, 1)
+    np.testing.assert_allclose(images[0, 4::8, 4, 0] * 255, [0, 100, 200], atol=2)
 
 
 def test_several_sizes_need_a_size(tmp_path):

@@ -7,6 +7,8 @@ from medrobust_jax.metrics.multilabel import (
     mean_auroc,
     mean_average_precision,
     mean_f1,
+    micro_auroc,
+    micro_average_precision,
     score_metrics,
     verdict_metrics,
 )
@@ -26,6 +28,10 @@ def test_means_and_single_findings_are_scikit_learns():
         assert got[f'average_precision/{name}'].value == pytest.approx(ap[column], abs=1e-12)
     assert got['auroc'].value == pytest.approx(auc.mean(), abs=1e-12)
     assert got['average_precision'].value == pytest.approx(ap.mean(), abs=1e-12)
+    assert got['micro_auroc'].value == pytest.approx(
+        sklearn_metrics.roc_auc_score(FINDINGS, PROBABILITIES, average='micro'), abs=1e-12)
+    assert got['micro_average_precision'].value == pytest.approx(
+        sklearn_metrics.average_precision_score(FINDINGS, PROBABILITIES, average='micro'), abs=1e-12)
     decided = PROBABILITIES > .5
     assert got['macro_f1'].value == pytest.approx(sklearn_metrics.f1_score(FINDINGS, decided, average='macro'))
     assert got['exact_match'].value == pytest.approx(sklearn_metrics.accuracy_score(FINDINGS, decided))
@@ -34,13 +40,15 @@ def test_means_and_single_findings_are_scikit_learns():
         assert estimate.low <= estimate.value <= estimate.high
 
 
-@pytest.mark.parametrize('metric', [mean_auroc, mean_average_precision, mean_f1])
+@pytest.mark.parametrize('metric', [mean_auroc, mean_average_precision, mean_f1, micro_auroc,
+                                    micro_average_precision])
 def test_weights_are_repetitions(metric):
     values = (PROBABILITIES > .5).astype(int) if metric is mean_f1 else PROBABILITIES
-    counts = GENERATOR.integers(0, 3, (2, N))
+    counts = GENERATOR.integers(0, 3, (7, N))
     drawn = [np.repeat(np.arange(N), row) for row in counts]
     expected = [metric(values[rows], FINDINGS[rows]) for rows in drawn]
     np.testing.assert_allclose(metric(values, FINDINGS, weights=counts.astype(float)), expected, rtol=1e-12)
+    assert metric(values, FINDINGS, weights=counts[0].astype(float)) == pytest.approx(expected[0])
 
 
 def test_findings_that_do_not_vary_are_left_out_and_named():
@@ -53,7 +61,10 @@ def test_findings_that_do_not_vary_are_left_out_and_named():
     assert 'without rare' in got['auroc'].method
     assert np.isnan(got['auroc/rare'].value)
     assert 'undefined' in got['auroc/rare'].method
+    micro = sklearn_metrics.roc_auc_score(findings, PROBABILITIES, average='micro')
+    assert got['micro_auroc'].value == pytest.approx(micro), 'of pairs those of the absent finding count too'
     nothing = score_metrics(PROBABILITIES, np.zeros_like(findings))
+    assert np.isnan(nothing['micro_auroc'].value)
     assert np.isnan(nothing['auroc'].value)
     assert nothing['auroc'].method.startswith('undefined')
 
