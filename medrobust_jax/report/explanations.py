@@ -36,7 +36,7 @@ class Explanation(NamedTuple):
     Attributes:
       caption: what is shown: model, attack, eps, the image's index, what is there.
       images: two `[H, W, C]` in [0, 1].
-      answers: what the model says of them.
+      answers: what the model says of them; of several findings, whether the strongest is there.
       confidences: the model's probability of its answers.
       right: whether the answers are right.
       explained: names of the classes whose maps are shown.
@@ -82,24 +82,24 @@ def _example(arrays: Mapping[str, np.ndarray], row: int, names: Sequence[str], a
     def pair(name: str) -> tuple[Any, Any]:
         return arrays[f'clean/{name}'][row], arrays[f'attacked/{name}'][row]
 
-    target, predicted = arrays['target'][row], pair('prediction')
-    if target.ndim:
-        there, right = ', '.join(call(c) for c in np.flatnonzero(target)) or 'no finding', [target[c] > 0
-                                                                                            for c in predicted]
-    else:
-        there, right = call(target), [c == target for c in predicted]
+    target, leading = arrays['target'][row], pair('prediction')
+    several = target.ndim == 1
+    there = ', '.join(map(call, np.flatnonzero(target) if several else [target])) or 'none'
+    became = 'stays' if leading[0] == leading[1] else f'goes from {call(leading[0])} to'
+    caption = (f'{about}, image {arrays["index"][row]}; {"findings" if several else "truth"}: {there}. '
+               f'The {"strongest finding" if several else "answer"} {became} {call(leading[1])}')
     maps = {method: (arrays[f'{method}/clean'][row], arrays[f'{method}/attacked'][row])
             for method in EXPLANATIONS if f'{method}/clean' in arrays}
-    answers = call(predicted[0]), call(predicted[1])
-    what = 'strongest finding' if target.ndim else 'answer'
-    became = f'stays {answers[0]}' if answers[0] == answers[1] else f'goes from {answers[0]} to {answers[1]}'
-    caption = (f'{about}, image {arrays["index"][row]}; {"findings" if target.ndim else "truth"}: {there}. '
-               f'The {what} {became}{_kept_share(arrays, maps, row)}')
+    answers, sure = [call(label) for label in leading], [float(chance) for chance in pair('confidence')]
+    right = [bool(target[label] if several else target == label) for label in leading]
+    for number, chance in enumerate(sure if several else []):
+        if chance <= .5:  # the strongest finding is not found: the answer is that it is absent
+            answers[number], sure[number], right[number] = f'no {answers[number]}', 1 - chance, not right[number]
+    explained = [call(label) for label in pair('class')]
     return Explanation(
-        caption, (arrays['clean'][row], arrays['attacked'][row]), answers,
-        (float(pair('confidence')[0]), float(pair('confidence')[1])), (bool(right[0]), bool(right[1])),
-        (call(pair('class')[0]), call(pair('class')[1])), maps.get('gradcam'), maps['ig'],
-        {method: _said(arrays, method, row) for method in maps})
+        caption + _kept_share(arrays, maps, row), (arrays['clean'][row], arrays['attacked'][row]),
+        (answers[0], answers[1]), (sure[0], sure[1]), (right[0], right[1]), (explained[0], explained[1]),
+        maps.get('gradcam'), maps['ig'], {method: _said(arrays, method, row) for method in maps})
 
 
 def _kept_share(arrays: Mapping[str, np.ndarray], methods: Iterable[str], row: int) -> str:

@@ -58,11 +58,16 @@ def test_what_is_said_of_an_image(save):
     assert load_explanations(save(class_names=np.array([], str)), title='x')[0].answers == ('class 0', 'class 1')
 
 
-def test_findings_are_several(save):
-    first, second = load_explanations(save(target=[[0, 0], [1, 1]]), title='natural')
-    assert 'findings: no finding. The strongest finding goes from normal to drusen' in first.caption
-    assert 'findings: normal, drusen.' in second.caption
-    assert (first.right, second.right) == ((False, False), (True, True))
+def test_of_several_findings_the_strongest_is_there_or_absent(save):
+    confidences = {'clean/confidence': [.9, .2], 'attacked/confidence': [.8, .3]}
+    first, second = load_explanations(save(target=[[0, 0], [0, 1]], **confidences), title='natural')
+    assert 'findings: none. The strongest finding goes from normal to drusen' in first.caption
+    assert 'findings: drusen. The strongest finding stays drusen.' in second.caption
+    assert (first.answers, first.right, first.confidences) == (('normal', 'drusen'), (False, False), (.9, .8))
+    assert (second.answers, second.right) == (('no drusen', 'no drusen'), (False, False))
+    assert second.confidences == pytest.approx((.8, .7))
+    absent = load_explanations(save(target=[[0, 0], [1, 0]], **confidences), title='natural')[1]
+    assert absent.right == (True, True)
 
 
 @pytest.mark.parametrize(('gradcam', 'channels', 'count'), [(True, 1, 6), (True, 3, 6), (False, 1, 4)])
