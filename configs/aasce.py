@@ -19,7 +19,7 @@ from configs.dense_cpu import ADAPTIVE, for_images
 
 def get_config(defense: str = 'natural') -> ConfigDict:
     """`defense` is one of configs.defenses.DEFENSES; 'pgd_at' is what the papers on landmarks call SAT."""
-    config = for_images(base_config(defense, 'landmarks'), num_values=64 * 32, epochs=(40, 10))
+    config = for_images(base_config(defense, 'landmarks'), num_values=64 * 32, epochs=(40, 8))
     config.data.name = 'aasce'
     config.data.options = ConfigDict({'size': (64, 32)})
     config.data.augment = (('affine', {'max_degrees': 5.0, 'max_scale': 0.1, 'max_pixels': 3.0}),
@@ -29,5 +29,5 @@ def get_config(defense: str = 'natural') -> ConfigDict:
     config.model.options = ConfigDict({'width': 16})
     if defense in ADAPTIVE:
         config.defense.min_margin = config.defense.delta
-    config.eval.max_examples = 40
+    config.eval.max_examples = 24
     return config

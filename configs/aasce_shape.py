@@ -21,7 +21,7 @@ from configs.dense_cpu import for_images
 
 def get_config(defense: str = 'natural') -> ConfigDict:
     """`defense` is one of configs.defenses.DEFENSES."""
-    config = for_images(base_config(defense, 'shape'), num_values=64 * 32, epochs=(60, 10))
+    config = for_images(base_config(defense, 'shape'), num_values=64 * 32, epochs=(60, 8))
     config.data.name = 'aasce'
     config.data.options = ConfigDict({'size': (64, 32), 'mask': True})
     config.data.augment = (('affine', {'max_degrees': 5.0, 'max_scale': 0.1, 'max_pixels': 3.0}),
@@ -34,7 +34,7 @@ def get_config(defense: str = 'natural') -> ConfigDict:
         config.defense.eps = 0.07  # Linf, steps of .01 [code of the paper]
         config.defense.attack.options.norm = 'linf'
         config.defense.attack.options.num_steps = 10
-    config.eval.max_examples = 40
+    config.eval.max_examples = 24
     # The attack of the paper on shapes, inside the distribution, over a part of its radii.
     config.eval.attacks.adamax100 = threat('pgd_adamax', eps=(0.01, 0.03, 0.07, 0.1), num_steps=100)
     return config

@@ -18,12 +18,12 @@ from configs.dense_cpu import for_images
 
 def get_config(defense: str = 'natural') -> ConfigDict:
     """`defense` is one of configs.defenses.DEFENSES; 'pgd_at' is what the papers on segmentation call SAT."""
-    config = for_images(base_config(defense, 'segmentation'), num_values=64 * 64, epochs=(20, 4))
+    config = for_images(base_config(defense, 'segmentation'), num_values=64 * 64, epochs=(20, 3))
     config.data.name = 'acdc'
     config.data.size = 64
     config.data.augment = (('affine', {'max_degrees': 15.0, 'max_scale': 0.15, 'max_pixels': 4.0}),
                            ('intensity', {'brightness': 0.1, 'contrast': 0.2, 'gamma': 0.2}))
     config.model.name = 'unet'
     config.model.options = ConfigDict({'width': 16, 'depth': 3})
-    config.eval.max_examples = 40
+    config.eval.max_examples = 20
     return config
