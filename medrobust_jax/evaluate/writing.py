@@ -39,6 +39,7 @@ class Subject(NamedTuple):
       identity: the fields of `records.Row` that say who it is: dataset, split, model, defense, seed.
       fingerprints: 'config_fingerprint', 'checkpoint_fingerprint', 'dataset_fingerprint'.
       criterion: the thresholds of the task's criterion; empty for its default, or where it has none.
+      setting: plain values for the rows' provenance that say what stands before the model; empty for nothing.
     """
 
     forward: ModelForward
@@ -47,6 +48,7 @@ class Subject(NamedTuple):
     identity: Mapping[str, Any]
     fingerprints: Mapping[str, str]
     criterion: tuple[float, ...] = ()
+    setting: Mapping[str, Any] = {}
 
 
 @dataclasses.dataclass
@@ -67,7 +69,7 @@ class ResultWriter:
     def _add(self, estimates: Mapping, point: GridPoint | None, *, attack: str, norm: str, eps: float,
              options: Mapping, warnings: tuple[str, ...], seconds: float, **measured: Any) -> None:
         evidence = provenance(**self.subject.fingerprints, block_width=self.layout.width,
-                              wall_seconds=seconds) | measured
+                              wall_seconds=seconds) | measured | dict(self.subject.setting)
         if self.subject.criterion:
             evidence['criterion'] = list(self.subject.criterion)
         settings = {**options, 'attack_seed': self.seed, 'stop_when_fooled': self.stops} if options else {}
