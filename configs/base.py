@@ -96,6 +96,9 @@ def base_config(defense: str = 'natural', task: str = 'classification') -> Confi
     config.eval.ensemble = placeholder(str)  # run 'autoattack' or 'medical_ensemble' instead of `attacks`
     config.eval.surrogate = placeholder(str)  # a workdir whose model crafts a transfer attack on this one
     config.eval.surrogate_steps = 100
+    config.eval.preprocess = ()  # (name, {options}) pairs before the model, of medrobust_jax.models.preprocess
+    config.eval.preprocess_gradient = 'auto'  # exact, else BPDA; or always 'exact', 'identity', 'blocked'
+    config.eval.eot_samples = 16  # passes that attacks average over where a preprocessor draws; 0: a single one
     config.eval.save_images = False  # keep every adversarial image, to be scored again
     config.eval.system = ConfigDict()  # the model with a detector of attacked images, see experiments.system
     config.eval.system.detectors = (('gaussian', {}), ('nearest_neighbors', {}), ('kernel_density', {}),

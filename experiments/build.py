@@ -269,7 +269,7 @@ def build_threats(attacks: Mapping[str, Any], task: Task) -> list[Threat | Ensem
         if spec['attack'] in ENSEMBLES:
             threats.append(build_ensemble(name, spec['attack'], options, task)._replace(eps=tuple(spec['eps'])))
             continue
-        if spec['attack'] == 'smia':
+        if spec['attack'] == 'smia' and task.name != 'classification':
             # On a task of its own the divergence is the task's, unless the config names one.
             options.setdefault('stabilization', task.divergence)
         if spec['attack'] in NEEDS_PIXEL_LOGITS and task.name != 'segmentation':

@@ -35,7 +35,7 @@ def calibrate(config: ConfigDict, workdir: str | Path, *, split: str, data_dir: 
     if config.defense.name != 'natural':
         raise ValueError(f"thresholds come from a clean-trained model; the defense is '{config.defense.name}'")
     config = config.copy_and_resolve_references()
-    config.eval.split, config.eval.max_examples = split, None
+    config.eval.split, config.eval.max_examples, config.eval.preprocess = split, None, ()
     subject, examples, task = subject_of(config, workdir, data_dir=data_dir)
     if task.quality is None or task.threshold_of is None:
         raise ValueError(f"the criterion of the task '{task.name}' has no thresholds to calibrate")

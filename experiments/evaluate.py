@@ -2,7 +2,9 @@
 
     python -m experiments.evaluate --config=configs/retinamnist.py:trades --workdir=runs/trades
 
-Writes results.jsonl, verdicts/ and pictures.npz into the workdir and prints the table.
+Writes results.jsonl, verdicts/ and pictures.npz into the workdir and prints the table. With
+--config.eval.preprocess (experiments/preprocessing.py says what is reported then) the files lie in
+preprocessed/<name> in the workdir, and the rows in its results.jsonl too, beside those of the model alone.
 """
 import dataclasses
 from pathlib import Path
@@ -14,13 +16,13 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from configs.base import threat
-from experiments import build
+from experiments import build, preprocessing
 from medrobust_jax.attacks.pgd import pgd
 from medrobust_jax.attacks.transfer import transfer
 from medrobust_jax.core.types import Task
 from medrobust_jax.evaluate.judge import judge
 from medrobust_jax.evaluate.programs import make_layout
-from medrobust_jax.evaluate.records import Row
+from medrobust_jax.evaluate.records import Row, update_rows
 from medrobust_jax.evaluate.suite import Examples, Threat
 from medrobust_jax.evaluate.writing import Subject
 from medrobust_jax.models.forward import apply_model
@@ -46,26 +48,33 @@ def evaluate(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = 
     attacks = config.eval.attacks
     if config.eval.ensemble:
         attacks = {config.eval.ensemble: threat(config.eval.ensemble)}
-    threats = build.build_threats(attacks, task)
+    threats = preprocessing.averaged(build.build_threats(attacks, task), task,
+                                     num_samples=subject.setting.get('eot_samples', 0))
     if config.eval.surrogate:
         threats.append(transfer_from(config.eval.surrogate, task, num_steps=config.eval.surrogate_steps))
+    folder = preprocessing.folder_of(subject, workdir)
+    folder.mkdir(parents=True, exist_ok=True)
     with Bars(shown=progress) as bars:
-        return judge(subject, examples, threats, tuple(config.eval.eps),
-                     layout=layout, seed=config.eval.seed, workdir=workdir,
+        rows = judge(subject, examples, threats, tuple(config.eval.eps),
+                     layout=layout, seed=config.eval.seed, workdir=folder,
                      stop_when_fooled=config.eval.stop_when_fooled, order=config.eval.order,
                      num_pictures=config.eval.num_pictures, save_images=config.eval.save_images,
                      progress=bars.advance)
+    if folder != Path(workdir):
+        update_rows(Path(workdir) / 'results.jsonl', rows)
+    return rows
 
 
 def subject_of(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = None
                ) -> tuple[Subject, Examples, Task]:
-    """The trained model of a workdir, the examples it is judged on, and its task.
+    """The trained model of a workdir behind `config.eval.preprocess`, the examples it is judged on, and its task.
 
     Raises:
       FileNotFoundError: where there is no checkpoint.
       ValueError: where the workdir was trained with another config.
     """
     build.check_config(config)
+    chosen = preprocessing.preprocessors_of(config)
     params, model_state, metadata = load_for_evaluation(workdir, config.eval.checkpoint)
     trained, asked = metadata['config'], build.training_config(config)
     if config_fingerprint(trained) != config_fingerprint(asked):
@@ -83,12 +92,13 @@ def subject_of(config: ConfigDict, workdir: str | Path, *, data_dir: str | None 
         return model(*variables, images, batch_norm='eval')[0]
 
     identity = {'dataset': config.data.name, 'split': config.eval.split, 'model': config.model.name,
-                'defense': config.defense.name, 'seed': config.seed}
+                'defense': preprocessing.described(config, chosen), 'seed': config.seed}
     fingerprints = {'config_fingerprint': config_fingerprint(trained),
                     'checkpoint_fingerprint': metadata['checkpoint_fingerprint'],
                     'dataset_fingerprint': source.info.fingerprint}
-    subject = Subject(forward, (params, model_state), task, identity, fingerprints,
-                      build.criterion_of(config, judged=True), tuple(source.info.class_names))
+    subject = Subject(preprocessing.before(forward, chosen), (params, model_state), task, identity, fingerprints,
+                      build.criterion_of(config, judged=True), tuple(source.info.class_names),
+                      preprocessing.recorded(config, chosen))
     return subject, build.examples_of(source, task, config.eval.max_examples), task
 
 

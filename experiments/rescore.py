@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.evaluate import subject_of
+from experiments.preprocessing import folder_of
 from medrobust_jax.core import rng
 from medrobust_jax.core.types import AttackResult
 from medrobust_jax.data.files import read_npz
@@ -47,9 +48,10 @@ def rescore(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = N
       ValueError: where they belong to another checkpoint or data set.
     """
     subject, examples, task = subject_of(config, workdir, data_dir=data_dir)
-    files = sorted((Path(workdir) / 'adversarial').glob('*.npz'))
+    folder = folder_of(subject, workdir) / 'adversarial'
+    files = sorted(folder.glob('*.npz'))
     if not files:
-        raise FileNotFoundError(f'{workdir}/adversarial holds no images: run experiments.evaluate with '
+        raise FileNotFoundError(f'{folder} holds no images: run experiments.evaluate with '
                                 f'--config.eval.save_images=True first')
     layout = make_layout(data_mesh(jax.devices()[:1]), width=config.eval.block_width, chunk=config.eval.chunk)
     score = in_chunks(make_score(subject.forward, layout), layout)

@@ -89,19 +89,21 @@ def stop_when_fooled(attack: Attack) -> Attack:
     return attack._replace(step=step)
 
 
-def averaged_over(attack: Attack, transform: Transform, *, num_samples: int) -> Attack:
+def averaged_over(attack: Attack, transform: Transform, *, num_samples: int, majority: bool = False) -> Attack:
     """Climbs the loss averaged over random transforms of the input (EOT).
 
         L(x) = mean_i loss(f(t_i(x)), y),      t_i fresh at every step
 
-    The criterion is judged on one pass of the untransformed image. SMIA's stabilization term covers
-    that pass and the samples, with equal weight. With `transforms.identity` this
-    averages over the randomness of a randomized model.
+    The criterion is judged on one pass of the untransformed image or, with `majority`, on the samples.
+    SMIA's stabilization term covers that pass and the samples, with equal weight. With
+    `transforms.identity` this averages over the randomness of a randomized model.
 
     Args:
       attack: any attack that climbs the victim's loss.
       transform: `(keys, images) -> images`.
       num_samples: >= 1; each look costs num_samples + 1 forward and num_samples backward passes.
+      majority: an image fools the model once half of the samples or more do. Of a randomized model one pass in
+        each of many looks will be wrong by luck; half of many at a time are not.
 
     References: Athalye et al., Synthesizing Robust Adversarial Examples, ICML 2018.
     """
@@ -119,12 +121,20 @@ def averaged_over(attack: Attack, transform: Transform, *, num_samples: int) -> 
             grouped = jax.tree.map(lambda a: a.reshape(-1, num_samples, *a.shape[1:]), samples)
             return victim.forward(images, keys), grouped
 
-        def loss(outputs: tuple[Outputs, Outputs], targets: Targets) -> Array:
+        def over_samples(of: Callable[..., Array], outputs: tuple[Outputs, Outputs], targets: Targets) -> Array:
             repeated = jax.tree.map(lambda t: jnp.repeat(t, num_samples, axis=0), targets)
             samples = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), outputs[1])
-            return victim.loss(samples, repeated).reshape(-1, num_samples).mean(axis=1)
+            return of(samples, repeated).reshape(-1, num_samples)
 
-        return Victim(forward, loss, lambda outputs, targets: victim.acceptable(outputs[0], targets))
+        def loss(outputs: tuple[Outputs, Outputs], targets: Targets) -> Array:
+            return over_samples(victim.loss, outputs, targets).mean(axis=1)
+
+        def acceptable(outputs: tuple[Outputs, Outputs], targets: Targets) -> Array:
+            if not majority:
+                return victim.acceptable(outputs[0], targets)
+            return over_samples(victim.acceptable, outputs, targets).mean(axis=1) > .5
+
+        return Victim(forward, loss, acceptable)
 
     return attack._replace(adapt=adapt)
 

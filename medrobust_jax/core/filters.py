@@ -1,15 +1,16 @@
-"""Gaussian smoothing of image-shaped arrays, in any number of spatial dimensions.
+"""Gaussian smoothing and medians of image-shaped arrays, in any number of spatial dimensions.
 
-Written as shifted sums, one axis at a time: small kernels are fast that way on every backend, also
-inside compiled loops, and channels never mix.
+Written as shifted copies: small kernels are fast that way on every backend, also inside compiled
+loops, and channels never mix.
 
-Contents: `gaussian_weights`, `smooth`.
+Contents: `gaussian_weights`, `smooth`, `median_filter`.
 
 Example:
 
     softened = smooth(gradient, gaussian_weights(size=3, sigma=1.0))      # [B, *spatial, C]
 """
 import functools
+import itertools
 
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +54,32 @@ def smooth(images: Array, weights: tuple[float, ...], *, dilation: int = 1) -> A
         taps = [weight * _window(padded, axis, tap * dilation, size) for tap, weight in enumerate(weights)]
         images = functools.reduce(jnp.add, taps)
     return images
+
+
+def median_filter(images: Array, *, size: int) -> Array:
+    """The median over a window of `size` pixels along every spatial axis, mirrored at the edges (b a | a b c).
+
+    Of an even number of pixels the upper of the two in the middle; a window of even size reaches one pixel
+    further up and left, as scipy.ndimage's. The gradient is the chosen pixel's.
+
+    Args:
+      images: `[B, *spatial, C]`.
+      size: >= 1 and not above the shortest side.
+
+    Raises:
+      ValueError: for a size out of range.
+    """
+    spatial = images.shape[1:-1]
+    if not 1 <= size <= min(spatial):
+        raise ValueError(f'a median needs a window of 1 to {min(spatial)} pixels for images {images.shape}, '
+                         f'not {size}')
+    before, after = size // 2, size - 1 - size // 2
+    padded = jnp.pad(images, ((0, 0), *[(before, after)] * len(spatial), (0, 0)), mode='symmetric')
+    shifted = []
+    for offset in itertools.product(range(size), repeat=len(spatial)):
+        place = tuple(slice(start, start + side) for start, side in zip(offset, spatial, strict=True))
+        shifted.append(padded[(slice(None), *place)])
+    return jnp.sort(jnp.stack(shifted, axis=-1), axis=-1)[..., len(shifted) // 2]
 
 
 def _window(padded: Array, axis: int, start: int, size: int) -> Array:

@@ -1,12 +1,12 @@
 """Augmentation in JAX: one key per example, labels that move with the pixels.
 
-Contents: `Transform`, `flip_horizontal`, `flip_vertical`, `shift`, `affine`, `intensity`,
+Contents: `Transform`, `flip_horizontal`, `flip_vertical`, `shift`, `affine`, `intensity`, `noise`,
 `compose`, `TRANSFORMS` (by name, for configs).
 
 A transform is `(keys [B], batch) -> batch` and may be jitted. It takes 2-D images and moves, where
 the batch has them:
 
-* 'image' `[B, H, W, C]` in [0, 1], which stays there;
+* 'image' `[B, H, W, C]` in [0, 1], which stays there (except under `noise`);
 * 'segmentation' `[B, H, W]`, integer classes, by nearest neighbor;
 * 'points' `[B, P, 2]`, (x, y) as fractions of width and height: 0 is the left (top) edge of the
   first pixel, 1 the right (bottom) edge of the last, so column j has its center at (j + 1/2) / W;
@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
 from medrobust_jax.core import rng
+from medrobust_jax.core.transforms import gaussian_noise
 from medrobust_jax.core.types import Array, Batch
 
 Transform = Callable[[Array, Batch], Batch]
@@ -138,12 +139,32 @@ def intensity(*, brightness: float = 0., contrast: float = 0., gamma: float = 0.
     return apply
 
 
+def noise(*, sigma: float) -> Transform:
+    """Adds N(0, sigma^2) to every pixel and does not clip: what training for randomized smoothing needs.
+
+    The smoothed classifier (`evaluate.smoothing`) sees noise that leaves [0, 1] and is no less there, so training
+    must too. Put it last, and train with the defense 'natural': an attack's ball would begin outside the box.
+
+    Args:
+      sigma: >= 0, in units of [0, 1] pixels.
+
+    Raises:
+      ValueError: for a negative sigma.
+
+    References: Cohen, Rosenfeld, Kolter, ICML 2019, section 3.3.
+    """
+    _check('sigma', sigma, 0, 10)
+    add = gaussian_noise(sigma=sigma)
+    return lambda keys, batch: {**batch, 'image': add(keys, batch['image'])}
+
+
 TRANSFORMS: dict[str, Callable[..., Transform]] = {
     'flip_horizontal': flip_horizontal,
     'flip_vertical': flip_vertical,
     'shift': shift,
     'affine': affine,
     'intensity': intensity,
+    'noise': noise,
 }
 
 

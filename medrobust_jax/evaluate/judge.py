@@ -92,7 +92,8 @@ def judge(subject: Subject, examples: Examples, threats: Sequence[AnyThreat], ep
     records.update_rows(results, write.rows)
     grids: dict[str, list[GridPoint]] = {}
     unfinished = workdir / 'unfinished'
-    asked = {**subject.identity, **subject.fingerprints, 'criterion': subject.criterion, **program()}
+    asked = {**subject.identity, **subject.fingerprints, 'criterion': subject.criterion, **subject.setting,
+             **program()}
     for threat in threats:
         members = members_of(threat)
         warnings = (*general, *sanity.check_own_gradients(*model, members, examples, **shared),

@@ -41,6 +41,7 @@ class Subject(NamedTuple):
       fingerprints: 'config_fingerprint', 'checkpoint_fingerprint', 'dataset_fingerprint'.
       criterion: the thresholds of the task's criterion; empty for its default, or where it has none.
       class_names: in label order; empty where they are not known.
+      setting: plain values for the rows' provenance that say what stands before the model; empty for nothing.
     """
 
     forward: ModelForward
@@ -50,6 +51,7 @@ class Subject(NamedTuple):
     fingerprints: Mapping[str, str]
     criterion: tuple[float, ...] = ()
     class_names: tuple[str, ...] = ()
+    setting: Mapping[str, Any] = {}
 
 
 @dataclasses.dataclass
@@ -71,7 +73,7 @@ class ResultWriter:
     def _add(self, estimates: Mapping, point: GridPoint | None, *, attack: str, norm: str, eps: float,
              options: Mapping, warnings: tuple[str, ...], seconds: float, **measured: Any) -> None:
         evidence = provenance(**self.subject.fingerprints, block_width=self.layout.width,
-                              wall_seconds=seconds) | measured
+                              wall_seconds=seconds) | measured | dict(self.subject.setting)
         if self.subject.criterion:
             evidence['criterion'] = list(self.subject.criterion)
         settings = {**options, 'attack_seed': self.seed, 'stop_when_fooled': self.stops} if options else {}

@@ -18,6 +18,7 @@ from medrobust_jax.core.checks import did_you_mean
 from medrobust_jax.models import (
     densenet,
     detector,
+    dncnn,
     landmark_net,
     mobilenet,
     perceptron,
@@ -50,6 +51,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     'landmark_net': landmark_net.landmark_net,
     'landmark_vgg19': landmark_net.landmark_vgg19,
     'detector': detector.Detector,
+    'dncnn': dncnn.DnCNN,
     'shape_net': shape_net.shape_net,
     'shape_net_small': shape_net.shape_net_small,
 }

@@ -36,6 +36,8 @@ NO_KIND = Kind()
 METRICS = {
     'robust_accuracy': Metric('robust accuracy'),
     'accuracy': Metric('accuracy'),
+    'certified_accuracy': Metric('certified accuracy'),
+    'abstention_rate': Metric('abstention rate', more_is_better=False),
     'balanced_accuracy': Metric('balanced accuracy'),
     'macro_f1': Metric('macro F1'),
     'auroc': Metric('AUROC'),

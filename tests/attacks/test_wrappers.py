@@ -156,6 +156,27 @@ def test_average_helps_against_a_randomized_model(setting, last_of):
     assert expected_loss(plain) > expected_loss(s.images) - .01
 
 
+def test_a_majority_is_not_luck(setting, found_by):
+    """A model that is wrong in a third of its draws falls in one of many single looks, and to no majority."""
+    s = setting(batch=32)
+    s.labels = s.victim.forward(s.images, None).argmax(-1)
+
+    def unsteady(images, keys):
+        wrong = rng.uniform(keys, ()) < 1 / 3
+        return jnp.where(wrong[:, None], -1, 1) * jax.nn.one_hot(s.labels.repeat(len(images) // 32), 3)
+
+    s.victim = s.victim._replace(forward=unsteady)
+    attack = pgd(num_steps=9)
+    single, voted = (found_by(averaged_over(attack, identity, num_samples=41, majority=m), s, eps=.1)
+                     for m in (False, True))
+    assert single.acceptable.mean() < .2
+    assert voted.acceptable.mean() > .8
+    outputs = jax.nn.one_hot(jnp.array([0, 0, 1, 1]), 3)[None]  # of four samples, of one image of class 0
+    four, three = (averaged_over(attack, identity, num_samples=n, majority=True).adapt(s.victim) for n in (4, 3))
+    assert not four.acceptable((outputs[:, 0], outputs), jnp.array([0])), 'half is not most'
+    assert three.acceptable((outputs[:, 2], outputs[:, :3]), jnp.array([0]))
+
+
 def test_samples_and_steps_have_their_own_draws(setting):
     s = setting(batch=4)
     seen = []

@@ -1,10 +1,11 @@
-"""Gaussian smoothing against scipy.ndimage."""
+"""Gaussian smoothing and medians against scipy.ndimage."""
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from medrobust_jax.core.filters import gaussian_weights, smooth
+from medrobust_jax.core.filters import gaussian_weights, median_filter, smooth
 
 
 @pytest.mark.parametrize('spatial', [(9,), (7, 10), (5, 6, 4)])
@@ -40,3 +41,23 @@ def test_constants_stay_inside_and_fade_at_the_border():
 def test_refusals(size, sigma):
     with pytest.raises(ValueError, match='odd size and sigma > 0'):
         gaussian_weights(size=size, sigma=sigma)
+
+
+@pytest.mark.parametrize('spatial', [(9,), (7, 10), (5, 6, 4)])
+@pytest.mark.parametrize('size', [1, 2, 3, 4])
+def test_median_is_scipys(spatial, size):
+    images = np.random.default_rng(0).normal(size=(2, *spatial, 3)).astype(np.float32)
+    truth = ndimage.median_filter(images, size=(1, *[size] * len(spatial), 1), mode='reflect')
+    np.testing.assert_array_equal(median_filter(jnp.asarray(images), size=size), truth)
+
+
+def test_median_passes_the_gradient_to_the_pixel_it_chose():
+    image = jnp.array([.1, .9, .5, .2, .7])[None, :, None]
+    gradient = jax.grad(lambda x: median_filter(x, size=3)[0, 2, 0])(image)  # of .9, .5, .2
+    np.testing.assert_array_equal(gradient[0, :, 0], [0, 0, 1, 0, 0])
+
+
+@pytest.mark.parametrize('size', [0, 4])
+def test_median_refuses_windows_that_do_not_fit(size):
+    with pytest.raises(ValueError, match=f'window of 1 to 3 pixels.*not {size}'):
+        median_filter(jnp.zeros((1, 3, 5, 1)), size=size)
