@@ -22,6 +22,7 @@ line and no **no** on those below.
 """
 import json
 from collections.abc import Sequence
+from logging import WARNING, getLogger
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -225,6 +226,7 @@ if __name__ == '__main__':
     def run(argv: list[str]) -> None:
         """Compares, writes and prints."""
         del argv
+        getLogger('jax').setLevel(WARNING)  # it lists the accelerators that are absent
         chosen = flags.FLAGS
 
         def work() -> None:

@@ -74,10 +74,12 @@ def paired_rows(ours: Sequence[Verdicts], theirs: Sequence[Verdicts], eps: float
 
     Returns:
       Plain values. 'supported' is True where the whole interval is on the claim's side of zero, False where it is
-      on the other; 'by_seed' are the differences of single seeds; 'mcnemar_p' stands beside verdicts of one seed
-      where every image is a patient of its own.
+      on the other; 'by_seed' are the differences of single seeds; 'patients' is their number where some have
+      several images; 'mcnemar_p' stands beside verdicts of one seed where every image is a patient of its own.
     """
     groups, about = ours[0].groups, ours[0].about
+    patients = None if groups is None or len(np.unique(groups)) == len(groups) else len(np.unique(groups))
+    alone = len(ours) == 1 and patients is None
     tables = [[measures(each, eps) for each in side] for side in (ours, theirs)]
     for name in tables[0][0]:
         if not all(name in table for side in tables for table in side):
@@ -86,14 +88,13 @@ def paired_rows(ours: Sequence[Verdicts], theirs: Sequence[Verdicts], eps: float
         a, b = (np.stack([table[name] for table in side]).astype(float) for side in tables)
         difference = paired_difference(a.mean(axis=0), b.mean(axis=0), groups)
         ends = (-difference.high, -difference.low) if lower_is_claimed else difference[1:3]
-        alone = len(ours) == 1 and (groups is None or len(np.unique(groups)) == len(groups))
         yield {'dataset': about['dataset'], 'split': about['split'], 'norm': '' if eps is None else about['norm'],
                'eps': eps or 0., 'measure': name, 'first_value': float(a.mean()),
                'second_value': float(b.mean()),
                'difference': difference.value, 'low': difference.low, 'high': difference.high,
                'interval': difference.method, 'supported': True if ends[0] > 0 else False if ends[1] < 0 else None,
                'mcnemar_p': mcnemar(a[0] > 0, b[0] > 0) if name == 'robust_accuracy' and alone else None,
-               'n': a.shape[1], 'patients': None if groups is None else len(np.unique(groups)),
+               'n': a.shape[1], 'patients': patients,
                'seeds': [each.about['seed'] for each in ours], 'by_seed': (a - b).mean(axis=1).tolist(),
                'criterion': about.get('criterion', []), 'dataset_fingerprint': about['dataset_fingerprint'],
                'first_checkpoints': [each.about['checkpoint_fingerprint'] for each in ours],

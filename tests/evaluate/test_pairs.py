@@ -66,6 +66,8 @@ def test_a_detectors_three_qualities_are_named_and_others_numbered():
     np.testing.assert_array_equal(measures(boxes, 1.)['quality_class'], boxes.quality[1, :, 2])
     np.testing.assert_array_equal(measures(boxes, None)['quality_box'], boxes.clean_quality[:, 0])
     assert list(measures(verdicts(RNG.uniform(size=(2, 6, 2))), .5))[:2] == ['quality_1', 'quality_2']
+    classes = boxes._replace(quality=None, clean_quality=None)
+    assert list(measures(classes, .5)) == list(measures(classes, None)) == ['robust_accuracy']
 
 
 def test_files_without_clean_quality_give_the_clean_share_alone():

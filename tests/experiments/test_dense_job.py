@@ -66,6 +66,8 @@ def test_margins_train_and_are_judged_by_the_calibrated_criterion(natural, tmp_p
     verdicts = load_verdicts(tmp_path / 'verdicts' / 'smia2_l2.npz')
     assert verdicts.label is None
     np.testing.assert_array_equal(verdicts.acceptable, verdicts.quality >= found['thresholds'][0])
+    np.testing.assert_array_equal(verdicts.withstood_clean, verdicts.clean_quality >= found['thresholds'][0])
+    assert verdicts.about['criterion'] == found['thresholds']
     dice = {(row.attack, row.eps): row.value for row in rows if row.metric == 'dice'}
     assert dice['smia2_l2', .2] <= dice['clean', 0.] + 1e-6
     with np.load(tmp_path / 'pictures.npz') as pictures:

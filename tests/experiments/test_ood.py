@@ -1,43 +1,52 @@
 """Foreign images made to pass for real ones, on small trained nets: rows, verdicts, pictures, the page."""
+import shutil
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs import aasce_shape_rebuild, acdc
+from experiments import build
+from experiments import ood as experiment
 from experiments.compare import compare
 from experiments.ood import attack_from_outside, check_starts
 from experiments.report import foreign_of, gather_rows, text_tables, write_report
 from experiments.train import train_and_evaluate
 from medrobust_jax.data.files import read_npz
 from medrobust_jax.evaluate.verdicts import load_verdicts
+from medrobust_jax.evaluate.writing import Subject
 from medrobust_jax.report.foreign import foreign_figure
 from medrobust_jax.report.summary import headline_panels
 
 MEASURES = {'output_dice', 'output_point_distance', 'reached', 'reconstruction_auroc'}
 
 
-def tiny(config):
-    """The smallest run of a dense config."""
+def shapes():
+    """The smallest run of a net for shapes that reconstructs its input."""
+    config = aasce_shape_rebuild.get_config('natural')
     config.train.update({'batch_size': 8, 'epochs': 3.0, 'eval_every_epochs': 3.0, 'checkpoint_every_epochs': 3.0})
     config.validation.update({'num_steps': 1, 'max_examples': 8})
     config.eval.update({'max_examples': 5, 'chunk': 16, 'block_width': 2, 'seed': 3})
-    return config
-
-
-def shapes():
-    config = tiny(aasce_shape_rebuild.get_config('natural'))
     config.data.name, config.data.augment = 'spine_phantom', ()
     config.data.options = ConfigDict({'size': (32, 16), 'num_examples': 32, 'num_vertebrae': 17, 'mask': True})
     config.model.options.update({'width': 4, 'stage_sizes': (1, 1)})
     return config
 
 
-def masks():
-    config = tiny(acdc.get_config('natural'))
-    config.data.name, config.data.size, config.data.augment = 'cardiac_phantom', 16, ()
-    config.data.options = ConfigDict({'num_examples': 16})
-    config.model.options = ConfigDict({'width': 4, 'depth': 2})
-    return config
+def masks(config, workdir, data_dir=None):
+    """`subject_of` of a model that takes what is bright for the structure."""
+    source = build.load_split(config, 'test', None)
+    task = build.build_task(config, source.info)
+
+    def forward(variables, images, keys):
+        bright = variables * (images - .5)
+        return jnp.concatenate([-bright, bright, jnp.full_like(bright, -20), jnp.full_like(bright, -20)], axis=-1)
+
+    fingerprints = dict.fromkeys(('config_fingerprint', 'checkpoint_fingerprint', 'dataset_fingerprint'), 'x')
+    identity = {'dataset': 'cardiac_phantom', 'split': 'test', 'model': 'm', 'defense': 'natural', 'seed': 0}
+    subject = Subject(forward, jnp.asarray(10.), task, identity, fingerprints)
+    return subject, build.examples_of(source, task, 5), task
 
 
 @pytest.fixture(scope='module')
@@ -54,6 +63,7 @@ def of(rows, metric, attack='ood_noise'):
     return {row.eps: row.value for row in rows if (row.metric, row.attack) == (metric, attack)}
 
 
+@pytest.mark.slow
 def test_rows_hold_the_control_and_what_was_reached(trained):
     workdir, rows = trained
     assert {(row.attack, row.norm, row.eps) for row in rows} == {
@@ -67,6 +77,7 @@ def test_rows_hold_the_control_and_what_was_reached(trained):
         row.attack == 'ood_noise' for row in rows]
 
 
+@pytest.mark.slow
 def test_the_images_found_are_in_ball_and_box_and_nearer_in_outputs(trained):
     workdir, rows = trained
     kept = read_npz(workdir / 'ood.npz')
@@ -80,21 +91,23 @@ def test_the_images_found_are_in_ball_and_box_and_nearer_in_outputs(trained):
         assert of(rows, 'reached', name)[0.] == (~verdicts.acceptable[0]).mean()
 
 
-def test_more_steps_are_never_farther_and_no_ball_changes_nothing(trained):
-    workdir, rows = trained
+@pytest.mark.slow
+def test_more_steps_are_never_farther_and_no_ball_changes_nothing(trained, tmp_path):
+    workdir, rows = tmp_path / 'again', trained[1]
+    shutil.copytree(trained[0], workdir)
     before = load_verdicts(workdir / 'verdicts' / 'ood_noise.npz')
-    arguments = {'starts': ('noise',), 'rho': 4., 'num_pictures': 0, 'progress': False}
-    try:
-        attack_from_outside(shapes(), workdir, num_steps=3, **arguments)
-        fewer = load_verdicts(workdir / 'verdicts' / 'ood_noise.npz')
-        none = attack_from_outside(shapes(), workdir, num_steps=3, **{**arguments, 'rho': 0.})
-    finally:
-        attack_from_outside(shapes(), workdir, num_steps=30, **{**arguments, 'num_pictures': 2})
+    arguments = {'starts': ('noise',), 'num_steps': 3, 'num_pictures': 0, 'progress': False}
+    attack_from_outside(shapes(), workdir, rho=4., **arguments)
+    fewer = load_verdicts(workdir / 'verdicts' / 'ood_noise.npz')
+    none = attack_from_outside(shapes(), workdir, rho=0., **arguments)
+    kept = {name.partition('/')[0] for name in read_npz(workdir / 'ood.npz')}
+    assert kept == {'ood_noise', 'ood_cardiac_phantom'}
     np.testing.assert_array_equal(fewer.loss[0], before.loss[0])
     assert (before.loss[1] >= fewer.loss[1]).all()
     assert {row.metric for row in none if row.value == of(rows, row.metric)[0.]} == MEASURES
 
 
+@pytest.mark.slow
 def test_the_page_tells_of_it_apart_from_robustness(trained, tmp_path):
     workdir, rows = trained
     write_report([workdir], tmp_path / 'page.html', title='t')
@@ -112,6 +125,7 @@ def test_the_page_tells_of_it_apart_from_robustness(trained, tmp_path):
         'start image', 'changed image', 'change']
 
 
+@pytest.mark.slow
 def test_the_verdicts_compare_like_others(trained):
     workdir, rows = trained
     same = compare([[workdir], [workdir]], attacks=('ood_noise',))
@@ -124,21 +138,33 @@ def test_the_verdicts_compare_like_others(trained):
 
 
 def test_label_maps_are_attacked_with_the_papers_radius_and_steps(tmp_path, monkeypatch):
-    monkeypatch.setattr('experiments.ood.STEPS', (4, 0))
-    train_and_evaluate(masks(), tmp_path, progress=False)
-    rows = attack_from_outside(masks(), tmp_path, starts=('gaussian',), progress=False)
+    monkeypatch.setattr(experiment, 'STEPS', (40, 0))
+    monkeypatch.setattr(experiment, 'subject_of', masks)
+    config = acdc.get_config('natural')
+    config.data.name, config.data.size = 'cardiac_phantom', 16
+    config.data.options = ConfigDict({'num_examples': 8})
+    config.eval.update({'chunk': 16, 'block_width': 2})
+    rows = attack_from_outside(config, tmp_path, starts=('gaussian',), progress=False)
     assert {row.metric for row in rows} == {'output_dice', 'reached'}
     assert {row.eps for row in rows} == {0., 20 * 16 / 128}
-    assert {row.attack_options['num_steps'] for row in rows} == {4}
+    assert {row.attack_options['num_steps'] for row in rows} == {40}
+    dice = of(rows, 'output_dice', 'ood_gaussian')
+    assert dice[2.5] > dice[0.] + .1
     scene = foreign_of(tmp_path, title='t')[0]
     assert scene.wanted.points is None
     foreign_figure(scene)
 
 
-def test_starts_and_tasks_that_make_no_sense_are_refused(trained):
+def test_starts_that_make_no_sense_are_refused(tmp_path):
     for starts, message in (((), 'at least one'), (('noise', 'noise'), 'each once'),
                             (('acdc',), "made for images of 'acdc'")):
         with pytest.raises(ValueError, match=message):
             check_starts(starts, own='acdc')
+    with pytest.raises(FileNotFoundError):
+        attack_from_outside(shapes(), tmp_path, starts=('noise',), progress=False)
+
+
+@pytest.mark.slow
+def test_a_radius_below_zero_is_refused(trained):
     with pytest.raises(ValueError, match=r'rho = -1\.0 must be finite and >= 0'):
         attack_from_outside(shapes(), trained[0], starts=('noise',), rho=-1., progress=False)
