@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from configs.base import threat
 from experiments import build
+from experiments.training_data import defense_title
 from medrobust_jax.attacks.pgd import pgd
 from medrobust_jax.attacks.transfer import transfer
 from medrobust_jax.core.types import Task
@@ -81,7 +82,7 @@ def subject_of(config: ConfigDict, workdir: str | Path, *, data_dir: str | None 
         return model(*variables, images, batch_norm='eval')[0]
 
     identity = {'dataset': config.data.name, 'split': config.eval.split, 'model': config.model.name,
-                'defense': config.defense.name, 'seed': config.seed}
+                'defense': defense_title(config), 'seed': config.seed}
     fingerprints = {'config_fingerprint': config_fingerprint(trained),
                     'checkpoint_fingerprint': metadata['checkpoint_fingerprint'],
                     'dataset_fingerprint': source.info.fingerprint}
