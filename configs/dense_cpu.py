@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from configs.base import threat
 
-ADAPTIVE = ('amat', 'ima')  # defenses that give every image a radius of its own
+ADAPTIVE = ('amat', 'ima', 'ame')  # defenses that give every image a radius of its own
 
 
 def for_images(config: ConfigDict, *, num_values: int, epochs: tuple[float, float],

@@ -8,6 +8,7 @@ Two models in under four minutes on two cores; what they reach stands in README.
 from ml_collections import ConfigDict
 
 from configs.base import base_config, threat
+from configs.defenses import ONE_STEP
 
 
 def get_config(defense: str = 'natural') -> ConfigDict:
@@ -17,11 +18,12 @@ def get_config(defense: str = 'natural') -> ConfigDict:
     config.data.name = 'oct_phantom'
     config.data.augment = (('flip_horizontal', {}),)
     config.model.options = ConfigDict({'stage_sizes': (1, 1), 'width': 32, 'stem': 'strided'})
-    config.defense.eps = 4 / 255
-    # Without the slow start adversarial training stays at the level of guessing on these scans.
-    config.defense.warmup_epochs = 8.0
-    config.defense.attack.options.num_steps = 5
-    config.defense.attack.options.relative_step_size = 0.5
+    if defense not in ONE_STEP:
+        config.defense.eps = 4 / 255
+        # Without the slow start adversarial training stays at the level of guessing on these scans.
+        config.defense.warmup_epochs = 8.0
+        config.defense.attack.options.num_steps = 5
+        config.defense.attack.options.relative_step_size = 0.5
     config.train.epochs = 10.0 if natural else 14.0
     config.train.batch_size = 64
     config.train.eval_every_epochs = 5.0 if natural else 7.0

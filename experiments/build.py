@@ -15,9 +15,9 @@ import optax
 from ml_collections import ConfigDict
 
 from configs.base import base_config, threat
-from configs.defenses import DEFENSES
+from configs.defenses import DEFENSES, with_few_labels
 from configs.tasks import TASKS
-from experiments.defenses import make_defense
+from experiments.defenses import make_defense, needs_helper
 from experiments.tasks import make_task, thresholds_of
 from medrobust_jax.attacks.registry import (
     MINIMUM_NORM,
@@ -33,6 +33,7 @@ from medrobust_jax.core import balls
 from medrobust_jax.core.checks import check_eps, did_you_mean
 from medrobust_jax.core.types import Defense, Task
 from medrobust_jax.data import loader, registry, transforms
+from medrobust_jax.data.few_labels import check_fraction
 from medrobust_jax.data.shape_transforms import model_of, shape_warp
 from medrobust_jax.data.source import Source, SourceInfo, all_of, read_batch
 from medrobust_jax.evaluate.ensembles import autoattack, medical_ensemble, segmentation_ensemble
@@ -51,8 +52,8 @@ _POSITIVE = ('train.epochs', 'train.batch_size', 'train.eval_every_epochs', 'tra
 
 def check_config(config: ConfigDict) -> None:
     """Raises ValueError for a field that no run has, suggesting the nearest, or a value that none can have."""
-    known = base_config(config.defense.name if config.defense.name in DEFENSES else 'natural',
-                        config.task.name if config.task.name in TASKS else 'classification')
+    known = with_few_labels(base_config(config.defense.name if config.defense.name in DEFENSES else 'natural',
+                                        config.task.name if config.task.name in TASKS else 'classification'), 1.0)
     _check_fields(config, known, '')
     missing = [name for name in known.defense if name not in config.defense]
     if missing:
@@ -67,6 +68,7 @@ def check_config(config: ConfigDict) -> None:
         value: Any = getattr(config, part)[name]
         if value is not None and not value > 0:
             raise ValueError(f'config.{field} = {value} must be positive')
+    check_fraction(config.data.get('labeled_fraction', 1.0), field='config.data.labeled_fraction')
     if not config.eval.eps:
         raise ValueError('config.eval.eps is empty: name at least one radius, e.g. --config.eval.eps=0.03')
     check_eps(config.defense.eps, field='config.defense.eps')
@@ -203,7 +205,7 @@ def build_durations(config: ConfigDict, source: Source) -> Durations:
 
 def build_defense(config: ConfigDict, task: Task, durations: Durations) -> Defense:
     """The training objective, see `experiments.defenses`."""
-    helper = build_helper(config, task) if config.defense.name == 'hat' else None
+    helper = build_helper(config, task) if needs_helper(config.defense) else None
     return make_defense(config, task, durations, helper=helper)
 
 

@@ -1,6 +1,6 @@
 """From a config to its defense: the one file that knows the names of the defenses.
 
-Contents: `make_defense`. `experiments.build.build_defense` is what others call.
+Contents: `make_defense`, `needs_helper`. `experiments.build.build_defense` is what others call.
 """
 import math
 from collections.abc import Callable
@@ -17,16 +17,21 @@ from medrobust_jax.core.types import Array, Attack, Defense, Outputs, Targets, T
 from medrobust_jax.defenses import radius
 from medrobust_jax.defenses.adaptive_margin import adaptive_margin
 from medrobust_jax.defenses.awp import with_weight_perturbation
+from medrobust_jax.defenses.free_at import free_at
 from medrobust_jax.defenses.gairat import gairat
+from medrobust_jax.defenses.guided_complement import guided_complement
 from medrobust_jax.defenses.hat import hat
 from medrobust_jax.defenses.mart import mart
 from medrobust_jax.defenses.max_margin import max_margin
 from medrobust_jax.defenses.mpadvt import mpadvt
 from medrobust_jax.defenses.pgd_at import pgd_at
+from medrobust_jax.defenses.robust_self_training import robust_self_training
+from medrobust_jax.defenses.ssat import ssat
 from medrobust_jax.defenses.standard import natural
 from medrobust_jax.defenses.temporal_ensembling import temporal_ensembling
 from medrobust_jax.defenses.trades import trades
 from medrobust_jax.defenses.two_attacks import two_attacks
+from medrobust_jax.defenses.unsupervised_at import unsupervised_at
 from medrobust_jax.losses.shape import shape_mask_attack_loss, shape_regression_attack_loss
 
 if TYPE_CHECKING:
@@ -44,7 +49,7 @@ def make_defense(config: ConfigDict, task: Task, durations: 'Durations', *,
       config: as in configs/base.py; its fields are those of its defense (configs/defenses.py).
       task: what is trained for.
       durations: turns epochs and shares of the training into steps.
-      helper: the naturally trained net of 'hat', `images -> outputs`.
+      helper: the naturally trained net of those that need one, `images -> outputs`.
 
     Raises:
       ValueError: for an unknown name, or fields of another defense.
@@ -59,17 +64,22 @@ def make_defense(config: ConfigDict, task: Task, durations: 'Durations', *,
                                     start_step=durations.steps(chosen.awp_start_epoch))
 
 
+def needs_helper(chosen: ConfigDict) -> bool:
+    """Whether `config.defense` asks for the naturally trained net of another run."""
+    return chosen.name in ('hat', 'rst') or (chosen.name == 'uat' and chosen.mode != 'online')
+
+
 def _attack(chosen: ConfigDict) -> Attack:
     return create_attack(chosen.attack.name, **chosen.attack.options.to_dict())
 
 
-def _shared(chosen: ConfigDict, durations: 'Durations') -> dict:
+def _shared(chosen: ConfigDict, durations: 'Durations', *, warms_up: bool = True) -> dict:
     """Radius and BatchNorm mode, as most defenses take them."""
     if chosen.eps_low is None:
         eps = radius.constant(chosen.eps)
     else:
         eps = radius.uniform_per_batch(chosen.eps_low, chosen.eps)
-    return {'radius': radius.warmed_up(eps, steps=durations.steps(chosen.warmup_epochs)),
+    return {'radius': radius.warmed_up(eps, steps=durations.steps(chosen.warmup_epochs) if warms_up else 0),
             'attack_batch_norm': chosen.attack_batch_norm}
 
 
@@ -121,8 +131,8 @@ def _adaptive_margin(chosen: ConfigDict, task: Task, durations: 'Durations', hel
         task, delta=chosen.delta, num_steps=attack.num_steps, alpha=attack.relative_step_size * attack.num_steps,
         beta=chosen.adversarial_share, e_max=math.inf if chosen.e_max is None else chosen.e_max,
         min_margin=chosen.min_margin, norm=attack.norm, step_size=chosen.step_size,
-        num_bisections=chosen.num_bisections if chosen.name == 'ima' else 0, num_epochs=epochs,
-        attack_batch_norm=chosen.attack_batch_norm)
+        num_bisections=chosen.get('num_bisections', 0), delta_decay=chosen.get('delta_decay', 1.0),
+        num_epochs=epochs, attack_batch_norm=chosen.attack_batch_norm)
 
 
 def _max_margin(chosen: ConfigDict, task: Task, durations: 'Durations', helper: Helper | None) -> Defense:
@@ -145,8 +155,42 @@ def _two_attacks(chosen: ConfigDict, task: Task, durations: 'Durations', helper:
                        attack_batch_norm=chosen.attack_batch_norm)
 
 
+def _fgsm_at(chosen: ConfigDict, task: Task, durations: 'Durations', helper: Helper | None) -> Defense:
+    return pgd_at(task, _attack(chosen), clean_weight=chosen.clean_weight,
+                  **_shared(chosen, durations, warms_up=False))
+
+
+def _free_at(chosen: ConfigDict, task: Task, durations: 'Durations', helper: Helper | None) -> Defense:
+    return free_at(task, batch_size=chosen.batch_size, relative_step_size=chosen.free_step_size,
+                   norm=chosen.attack.options.norm, **_shared(chosen, durations))
+
+
+def _guided_complement(chosen: ConfigDict, task: Task, durations: 'Durations', helper: Helper | None) -> Defense:
+    return guided_complement(task, alpha=chosen.gce_alpha)
+
+
+def _ssat(chosen: ConfigDict, task: Task, durations: 'Durations', helper: Helper | None) -> Defense:
+    return ssat(task, _attack(chosen), weight=chosen.unlabeled_weight, labeled_weight=chosen.labeled_weight,
+                confidence=chosen.confidence, teacher_decay=chosen.teacher_decay,
+                **_shared(chosen, durations, warms_up=False))
+
+
+def _robust_self_training(chosen: ConfigDict, task: Task, durations: 'Durations',
+                          helper: Helper | None) -> Defense:
+    assert helper is not None
+    return robust_self_training(task, _attack(chosen), helper, beta=chosen.beta, pseudo_share=chosen.pseudo_share,
+                                **_shared(chosen, durations))
+
+
+def _unsupervised_at(chosen: ConfigDict, task: Task, durations: 'Durations', helper: Helper | None) -> Defense:
+    return unsupervised_at(task, _attack(chosen), mode=chosen.mode, weight=chosen.unlabeled_weight, helper=helper,
+                           **_shared(chosen, durations))
+
+
 _MAKERS: dict[str, Callable[[ConfigDict, Task, 'Durations', Helper | None], Defense]] = {
     'pgd_at': _pgd_at, 'trades': _trades, 'mart': _mart, 'gairat': _gairat, 'te': _temporal_ensembling,
     'hat': _hat, 'mpadvt': _mpadvt, 'fast_at': _fast_at, 'amat': _adaptive_margin, 'ima': _adaptive_margin,
-    'mma': _max_margin, 'two_attacks': _two_attacks,
+    'ame': _adaptive_margin, 'mma': _max_margin, 'two_attacks': _two_attacks, 'fgsm_at': _fgsm_at,
+    'free_at': _free_at, 'gce': _guided_complement, 'ssat': _ssat, 'rst': _robust_self_training,
+    'uat': _unsupervised_at,
 }

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from experiments.training_data import defense_title
 from medrobust_jax.attacks.transforms import identity
 from medrobust_jax.attacks.wrappers import averaged_over
 from medrobust_jax.core.checks import did_you_mean
@@ -118,7 +119,7 @@ def described(config: ConfigDict, chosen: Sequence[Chosen]) -> str:
     It tells apart what must not replace each other: options given, a gradient other than 'auto', attacks on a
     random preprocessor that average over nothing.
     """
-    parts = [config.defense.name]
+    parts = [defense_title(config)]
     for each in chosen:
         options = ', '.join(f'{name}={value}' for name, value in each.options.items())
         parts.append(each.name + (f'({options})' if options else ''))

@@ -12,9 +12,9 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import build
+from experiments.training_data import load_training_data, replays_of, training_batches
 from medrobust_jax.attacks.registry import create_attack
 from medrobust_jax.core.types import Task
-from medrobust_jax.data import loader
 from medrobust_jax.evaluate.programs import make_layout
 from medrobust_jax.evaluate.suite import Examples, GridPoint, Threat, attack_grid, clean_point
 from medrobust_jax.models.forward import apply_model
@@ -38,37 +38,33 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, *, data_dir: str
     """
     build.check_config(config)
     mesh = data_mesh()
-    train = build.load_split(config, config.data.train_split, data_dir)
+    data = load_training_data(config, data_dir)
+    train = data.labeled
     validation = build.load_split(config, config.data.validation_split, data_dir)
     task, judged = (build.build_task(config, train.info, training=each) for each in (True, False))
     module = build.build_model(config, task)
-    durations = build.build_durations(config, train)
+    durations = build.build_durations(config, data.whole)
     defense = build.build_defense(config, task, durations)
     optimizer = build.build_optimizer(config, durations)
 
     params, model_state = build.initial_variables(config, module, train.info.image_shape)
-    logging.info('%s, %d parameters, on %s (%d images)', config.model.name,
-                 sum(leaf.size for leaf in jax.tree.leaves(params)), config.data.name, len(train))
+    logging.info('%s, %d parameters, on %s (%d images, %d with labels)', config.model.name,
+                 sum(leaf.size for leaf in jax.tree.leaves(params)), config.data.name, len(data.whole), len(train))
     forward = apply_model(module)
     state = create_state(forward, params, model_state, defense, optimizer, num_train=len(train),
                          image_shape=train.info.image_shape, seed=config.seed, mesh=mesh,
                          ema_decay=config.train.ema_decay)
     return fit(
         state, forward=forward, defense=defense, optimizer=optimizer,
-        train_batches=partial(_train_batches, train, config), steps=durations.total,
+        train_batches=partial(training_batches, config, data), steps=durations.total,
         steps_per_epoch=durations.steps_per_epoch,
         evaluate_fn=validator(config, module, judged, mesh=mesh,
                               examples=build.examples_of(validation, judged, config.validation.max_examples)),
         select_metric=config.validation.select_metric, eval_every=durations.steps(config.train.eval_every_epochs),
         checkpoint_every=durations.steps(config.train.checkpoint_every_epochs), workdir=workdir,
         config_dict=build.training_config(config), seed=config.seed, mesh=mesh, log_every=config.train.log_every,
-        ema_decay=config.train.ema_decay, augment=build.build_augment(config, train), progress=progress)
-
-
-def _train_batches(source: Any, config: ConfigDict, start_step: int) -> Any:
-    return loader.train_batches(source, batch_size=config.train.batch_size, seed=config.seed,
-                                start_step=start_step, class_balanced=config.data.class_balanced,
-                                process_index=jax.process_index(), process_count=jax.process_count())
+        ema_decay=config.train.ema_decay, augment=build.build_augment(config, train),
+        replays=replays_of(config), progress=progress)
 
 
 def validator(config: ConfigDict, module: Any, task: Task, *, examples: Examples, mesh: Any) -> Any:

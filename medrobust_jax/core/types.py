@@ -34,7 +34,9 @@ Targets = PyTree  # what a task calls the truth: labels [B], or a tree of arrays
 
 # A mapping with 'image' [B, *spatial, C] in [0, 1]; the task's targets ('label' [B] int32 for
 # classification); 'mask' [B] bool, False on padding; 'index' [B] int32, the row in the data set,
-# equal to the number of training examples on padding (never -1: JAX wraps negative indices).
+# equal to the number of training examples on padding (never -1: JAX wraps negative indices). In
+# semi-supervised training also 'unlabeled' [B, *spatial, C], images without targets, none of them
+# padding; row i of it has nothing to do with row i of 'image'.
 Batch = Mapping[str, Array]
 
 # Per-example values that are data and never closed over, each [B]: 'eps' always; an attack may
@@ -195,6 +197,10 @@ class Defense(NamedTuple):
         (losses [B], (model_state, metrics))`; `metrics` maps names to [B] arrays.
       update: `(state, batch, crafted) -> state`, after every step.
       end_epoch: `(state, epoch) -> state`; the identity except for adaptive margins.
+      start: `(state, params, model_state, image_shape) -> state`, once, after `init`: for defenses that keep
+        weights (a teacher) or images of their own.
+      follow: `(state, params, model_state, step) -> state`, after `update` in every step, with the weights that
+        the step ends with: for a teacher that follows them.
     """
 
     init: Callable[..., PyTree]
@@ -202,3 +208,5 @@ class Defense(NamedTuple):
     loss: Callable[..., tuple[Array, tuple[PyTree, dict[str, Array]]]]
     update: Callable[..., PyTree]
     end_epoch: Callable[..., PyTree]
+    start: Callable[..., PyTree] = lambda state, params, model_state, image_shape: state
+    follow: Callable[..., PyTree] = lambda state, params, model_state, step: state

@@ -4,8 +4,9 @@ Contents: `steps_per_epoch`, `TrainBatches` (random access by step), `train_batc
 iterator from any step, read ahead by threads), `eval_batches` (every example once, in order).
 
 A batch is a dict of NumPy arrays: 'image' float32 `[B, *spatial, C]`, 'label' int32 `[B]`, 'mask'
-bool `[B]`, 'index' int32 `[B]`. The last batch of a pass is filled up with copies of real images
-(zeros would enter the batch statistics of a BatchNorm), with mask False and index = len(source).
+bool `[B]`, 'index' int32 `[B]`, and 'unlabeled' as 'image' where there are unlabeled images. The last
+batch of a pass is filled up with copies of real images (zeros would enter the batch statistics of a
+BatchNorm), with mask False and index = len(source).
 
 Example:
 
@@ -25,6 +26,7 @@ from medrobust_jax.data.source import Source, all_labels, read_batch
 
 NumpyBatch = dict[str, np.ndarray]
 ENDLESS = 2**40  # steps; an iterator has to have some length
+_LABELED, _BALANCED, _UNLABELED = 0, 1, 2  # streams of random numbers
 READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 
@@ -41,50 +43,77 @@ class TrainBatches:
     examples with replacement, classes being dealt in turn, so that over the steps every class
     comes equally often; nothing is padded then.
 
+    With `cycle` batches are cut from one endless row of passes, so that a batch may end one pass and
+    begin the next, and nothing is padded: for sources that do not fill a batch, whose rows then come
+    several times in it. `unlabeled` images are always drawn so, in an order of their own.
+
     Args:
       source: the training examples.
       batch_size: of the global batch, over all processes.
       seed: of the order.
       class_balanced: see above. Reads all labels once.
+      cycle: see above; makes no difference where classes are balanced.
+      unlabeled: a source of which every batch carries batch_size images, as 'unlabeled', or None.
+      replays: so many steps in turn get the same batch.
       process_index: this process's number, `jax.process_index()`.
       process_count: the number of processes, `jax.process_count()`; each gets its own contiguous
         part of every global batch.
 
     Raises:
-      ValueError: for a batch size that is not positive or not divisible by `process_count`, or,
-        with `class_balanced`, a class without examples.
+      ValueError: for a batch size that is not positive or not divisible by `process_count`, replays < 1,
+        unlabeled images of another shape, or, with `class_balanced`, a class without examples.
     """
 
     def __init__(self, source: Source, *, batch_size: int, seed: int, class_balanced: bool = False,
-                 process_index: int = 0, process_count: int = 1) -> None:
+                 cycle: bool = False, unlabeled: Source | None = None, replays: int = 1, process_index: int = 0,
+                 process_count: int = 1) -> None:
         self._part = _part(batch_size, process_index, process_count)
+        if replays < 1:
+            raise ValueError(f'replays = {replays} must be at least 1')
+        if unlabeled is not None and unlabeled.info.image_shape != source.info.image_shape:
+            raise ValueError(f'unlabeled images {unlabeled.info.image_shape} must be shaped as the labeled ones, '
+                             f'{source.info.image_shape}')
+        self._cycle, self._unlabeled, self._replays = cycle, unlabeled, replays
         self._source = source
         self._batch_size = batch_size
         self._seed = seed
         self._steps = steps_per_epoch(source, batch_size)
         self._members = _members_by_class(source) if class_balanced else None
         # Threads may read across the end of an epoch: keep a few orders, not one.
-        self._order = functools.lru_cache(maxsize=4)(self._epoch_order)
+        self._order = functools.lru_cache(maxsize=8)(self._epoch_order)
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, index: int) -> NumpyBatch:  # the name that grain's protocol asks for
-        step = int(index)
-        if self._members is not None:
-            rows, real = self._balanced_rows(step), self._batch_size
-        else:
-            epoch, position = divmod(step, self._steps)
-            rows = self._order(epoch)[position * self._batch_size:][:self._batch_size]
-            real = len(rows)
-        return _read(self._source, rows, real, self._batch_size, self._part)
+        step = int(index) // self._replays
+        rows = self._rows(step)
+        batch = _read(self._source, rows, len(rows), self._batch_size, self._part)
+        if self._unlabeled is not None:
+            rows = self._cycled_rows(step, len(self._unlabeled), _UNLABELED)
+            batch['unlabeled'] = read_batch(self._unlabeled, rows[self._part])['image']
+        return batch
 
-    def _epoch_order(self, epoch: int) -> np.ndarray:
-        return _generator(self._seed, epoch, 0).permutation(len(self._source))
+    def _rows(self, step: int) -> np.ndarray:
+        """The rows that count; fewer than the batch size at the end of a pass."""
+        if self._members is not None:
+            return self._balanced_rows(step)
+        if self._cycle:
+            return self._cycled_rows(step, len(self._source), _LABELED)
+        epoch, position = divmod(step, self._steps)
+        return self._order(epoch, len(self._source), _LABELED)[position * self._batch_size:][:self._batch_size]
+
+    def _epoch_order(self, epoch: int, size: int, stream: int) -> np.ndarray:
+        return _generator(self._seed, epoch, stream).permutation(size)
+
+    def _cycled_rows(self, step: int, size: int, stream: int) -> np.ndarray:
+        epochs, places = np.divmod(step * self._batch_size + np.arange(self._batch_size), size)
+        return np.concatenate([self._order(int(epoch), size, stream)[places[epochs == epoch]]
+                               for epoch in np.unique(epochs)])
 
     def _balanced_rows(self, step: int) -> np.ndarray:
         assert self._members is not None
-        generator = _generator(self._seed, step, 1)
+        generator = _generator(self._seed, step, _BALANCED)
         # Dealt on from where the last step stopped, so that any batch size is balanced in the long run.
         dealt = (step * self._batch_size + np.arange(self._batch_size)) % len(self._members)
         rows = np.empty(self._batch_size, dtype=np.int64)
@@ -94,8 +123,8 @@ class TrainBatches:
         return generator.permutation(rows)  # a process's part must not hold one class only
 
 
-def train_batches(source: Source, *, batch_size: int, seed: int, start_step: int = 0,
-                  class_balanced: bool = False, process_index: int = 0,
+def train_batches(source: Source, *, batch_size: int, seed: int, start_step: int = 0, class_balanced: bool = False,
+                  cycle: bool = False, unlabeled: Source | None = None, replays: int = 1, process_index: int = 0,
                   process_count: int = 1) -> Iterator[NumpyBatch]:
     """Endless training batches from `start_step` on, read ahead by threads; see `TrainBatches`.
 
@@ -103,8 +132,9 @@ def train_batches(source: Source, *, batch_size: int, seed: int, start_step: int
     """
     if start_step < 0:
         raise ValueError(f'start_step = {start_step} must not be negative')
-    batches = TrainBatches(source, batch_size=batch_size, seed=seed, class_balanced=class_balanced,
-                           process_index=process_index, process_count=process_count)
+    batches = TrainBatches(source, batch_size=batch_size, seed=seed, class_balanced=class_balanced, cycle=cycle,
+                           unlabeled=unlabeled, replays=replays, process_index=process_index,
+                           process_count=process_count)
     return iter(grain.MapDataset.source(batches)[start_step:].to_iter_dataset(READ_AHEAD))
 
 

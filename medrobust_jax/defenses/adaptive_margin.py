@@ -1,7 +1,7 @@
 """Adversarial training in which every training example has its own radius.
 
-Contents: `adaptive_margin` (AMAT; IMA with `num_bisections`), `landmark_options`, `QUANTILES`; for other tables
-of margins `margins_of`, `mark`, `halve_towards`.
+Contents: `adaptive_margin` (AMAT; IMA with `num_bisections`; AME with `delta_decay` too), `landmark_options`,
+`QUANTILES`; for other tables of margins `margins_of`, `mark`, `halve_towards`.
 
 Example:
 
@@ -26,8 +26,8 @@ QUANTILES = np.linspace(0, 1, 21)  # of the margins, kept in the state's 'histor
 
 def adaptive_margin(task: Task, *, delta: float, num_steps: int = 20, alpha: float = 4.0, beta: float = 0.5,
                     e_max: float = math.inf, min_margin: float = 0.0, norm: str = 'l2',
-                    step_size: float | None = None, num_bisections: int = 0, num_epochs: int = 0,
-                    attack_batch_norm: str = 'batch_stats') -> Defense:
+                    step_size: float | None = None, num_bisections: int = 0, delta_decay: float = 1.0,
+                    num_epochs: int = 0, attack_batch_norm: str = 'batch_stats') -> Defense:
     """AMAT: `(1 - beta) loss(f(x), y) + beta loss(f(x'), y)`, x' in a ball of the example's own radius E_i.
 
         start of training   E_i = delta
@@ -39,7 +39,9 @@ def adaptive_margin(task: Task, *, delta: float, num_steps: int = 20, alpha: flo
     An example that was not drawn keeps its margin. No step asks for more than `task.loss`, `task.acceptable` and
     `task.targets`. With num_bisections > 0 it is IMA: all K steps run, then the segment from the iterate before
     the first failure to the failure (from the clean image where x_0 fails) is halved so often, and its middle
-    takes x_K's place in the loss and in the margin's update.
+    takes x_K's place in the loss and in the margin's update. With delta_decay < 1 it is AME, whose expansion step
+    decays: at the end of epoch k = 1, 2, ... an unfooled margin grows by delta_decay^(k - 1) delta, so that
+    margins come to rest, and none exceeds delta (1 + 1 / (1 - delta_decay)). Starts keep to delta itself.
 
     State: 'margins' [N] and 'next' [N] float32, 'unfooled' [N] bool, 'history' [num_epochs + 1, 21], the margins'
     `QUANTILES` at the end of every epoch (row 0: the start; NaN until reached). Cost beside `pgd_at` with a clean
@@ -59,6 +61,7 @@ def adaptive_margin(task: Task, *, delta: float, num_steps: int = 20, alpha: flo
       norm: 'l2' [code], 'linf' or 'l1' [ours].
       step_size: a fixed step instead of alpha E / K, see `landmark_options`.
       num_bisections: 0 for AMAT, 10 for IMA [code].
+      delta_decay: in (0, 1]; 1 for AMAT and IMA. That AME's step decays is known, how it does is not [ours].
       num_epochs: how many epochs 'history' keeps.
       attack_batch_norm: 'batch_stats' or 'eval'.
 
@@ -73,7 +76,7 @@ def adaptive_margin(task: Task, *, delta: float, num_steps: int = 20, alpha: flo
     References: Ma and Liang, "Increasing-Margin Adversarial (IMA) training" (2020), and "A general adversarial
     training approach for medical image analysis" (AMAT), arXiv 2206.01736, algorithm 1.
     """
-    _check(delta, alpha, beta, e_max, min_margin, step_size, num_bisections)
+    _check(delta, alpha, beta, e_max, min_margin, step_size, num_bisections, delta_decay)
     attack = ascent(num_steps=num_steps, norm=norm, start='sphere')
     if num_bisections:
         attack = with_boundary(attack)
@@ -122,7 +125,8 @@ def adaptive_margin(task: Task, *, delta: float, num_steps: int = 20, alpha: flo
                 'next': jnp.maximum(halve_towards(state['next'], batch, crafted['distance']), min_margin)}
 
     def end_epoch(state: PyTree, epoch: Array) -> dict[str, Array]:
-        grown = jnp.where(state['unfooled'], state['margins'] + delta, state['next'])
+        growth = delta if delta_decay == 1 else delta * delta_decay ** (epoch - 1)
+        grown = jnp.where(state['unfooled'], state['margins'] + growth, state['next'])
         margins = jnp.clip(grown, 0, e_max)
         history = state['history'].at[epoch].set(jnp.quantile(margins, QUANTILES), mode='drop')
         return {'margins': margins, 'next': margins, 'unfooled': jnp.zeros_like(state['unfooled']),
@@ -165,7 +169,7 @@ def landmark_options(e_max: float, *, num_epochs: float) -> dict[str, float]:
 
 
 def _check(delta: float, alpha: float, beta: float, e_max: float, min_margin: float, step_size: float | None,
-           num_bisections: int) -> None:
+           num_bisections: int, delta_decay: float) -> None:
     if not 0 <= beta <= 1:
         raise ValueError(f'beta = {beta} must be in [0, 1]')
     if not 0 <= delta < math.inf or not e_max > 0:
@@ -176,3 +180,5 @@ def _check(delta: float, alpha: float, beta: float, e_max: float, min_margin: fl
         raise ValueError(f'min_margin = {min_margin} must be in [0, {min(delta, e_max)}]: margins start at delta')
     if num_bisections < 0:
         raise ValueError(f'num_bisections = {num_bisections} must not be negative')
+    if not 0 < delta_decay <= 1:
+        raise ValueError(f'delta_decay = {delta_decay} must be in (0, 1]')

@@ -50,7 +50,7 @@ def fit(state: TrainState, *, forward: Forward, defense: Defense, optimizer: opt
         train_batches: Callable[[int], Iterator[NumpyBatch]], steps: int, steps_per_epoch: int,
         evaluate_fn: Callable[[PyTree, PyTree], Mapping[str, float]], select_metric: str, eval_every: int,
         checkpoint_every: int, workdir: str | Path, config_dict: Mapping[str, Any], seed: int, mesh: Mesh,
-        log_every: int = 50, ema_decay: float | None = None, augment: Augment | None = None,
+        log_every: int = 50, ema_decay: float | None = None, augment: Augment | None = None, replays: int = 1,
         progress: bool | None = None) -> FitResult:
     """Trains to `steps`, from the newest checkpoint in `workdir` or from `state`.
 
@@ -81,6 +81,7 @@ def fit(state: TrainState, *, forward: Forward, defense: Defense, optimizer: opt
       log_every: steps between rows of metrics.
       ema_decay: as given to `create_state`.
       augment: `(keys [B], batch) -> batch`, or None.
+      replays: see `make_train_step`; `train_batches` must repeat its batches accordingly.
       progress: True for a bar, False for silence, None to decide by the terminal.
 
     Returns:
@@ -93,7 +94,7 @@ def fit(state: TrainState, *, forward: Forward, defense: Defense, optimizer: opt
       OSError: where the disk is full or read-only.
     """
     train_step = make_train_step(forward, defense, optimizer, augment=augment, seed=seed,
-                                 ema_decay=ema_decay, mesh=mesh)
+                                 ema_decay=ema_decay, mesh=mesh, replays=replays)
     end_epoch = make_end_epoch(defense, mesh=mesh)
     with Checkpoints(workdir, config=config_dict) as checkpoints, stop_requests() as stop:
         state, best = _resume(checkpoints, state)

@@ -94,7 +94,7 @@ def create_state(forward: Forward, params: PyTree, model_state: PyTree, defense:
         model_state=model_state,
         opt_state=optimizer.init(params),
         ema=None if ema_decay is None else (params, model_state),
-        defense_state=defense.init(num_train, outputs, key),
+        defense_state=defense.start(defense.init(num_train, outputs, key), params, model_state, image_shape),
     )
     # Through fresh host copies: buffers shared between fields could not be donated.
     return jax.device_put(jax.tree.map(lambda leaf: np.array(leaf), state), replicated(mesh))

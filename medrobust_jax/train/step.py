@@ -1,7 +1,6 @@
 """One training step, whole, on one page.
 
-Contents: `make_train_step`, `make_end_epoch`, and their parts `fill_padding`, `step_keys`,
-`moving_average`.
+Contents: `make_train_step`, `make_end_epoch`, and their parts `fill_padding`, `augmented`, `step_keys`.
 
 Example:
 
@@ -18,6 +17,7 @@ import optax
 from jax.sharding import Mesh
 
 from medrobust_jax.core import rng
+from medrobust_jax.core.averages import moving_average
 from medrobust_jax.core.masking import masked_mean, masked_sum
 from medrobust_jax.core.types import Array, Batch, Defense, Forward, PyTree
 from medrobust_jax.parallel.mesh import batch_sharding, replicated
@@ -26,11 +26,12 @@ from medrobust_jax.train.state import TrainState
 Augment = Callable[[Array, Batch], Batch]
 Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, count)
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+_UNLABELED = 0x0B5E  # keeps the augmentation of unlabeled images apart from that of their neighbors in the batch
 
 
 def make_train_step(forward: Forward, defense: Defense, optimizer: optax.GradientTransformation, *,
                     augment: Augment | None, seed: int, ema_decay: float | None,
-                    mesh: Mesh) -> TrainStep:
+                    mesh: Mesh, replays: int = 1) -> TrainStep:
     """The compiled function of one update.
 
         x'    = craft(augment(x))                    no gradient with respect to the weights
@@ -53,6 +54,7 @@ def make_train_step(forward: Forward, defense: Defense, optimizer: optax.Gradien
       seed: the run's seed; every draw comes from it, the step, and the example's row.
       ema_decay: decay of the moving averages in [0, 1); None where the state keeps none.
       mesh: the batch's rows are split over it; the state is replicated.
+      replays: so many steps in turn are given the same batch (`data.loader`) and augment it alike.
 
     Returns:
       `(state, batch) -> (state, metrics)`; `state` is consumed (its buffers are reused).
@@ -62,9 +64,11 @@ def make_train_step(forward: Forward, defense: Defense, optimizer: optax.Gradien
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         augment_keys, craft_keys, loss_keys = rng.split_each(
             step_keys(seed, batch['index'], state.step), 3)
+        if replays > 1:
+            augment_keys = rng.split_each(step_keys(seed, batch['index'], state.step // replays), 3)[0]
         batch = fill_padding(batch)
         if augment is not None:
-            batch = augment(augment_keys, batch)
+            batch = augmented(augment, augment_keys, batch)
         crafted = jax.lax.stop_gradient(defense.craft(
             forward, state.params, state.model_state, state.defense_state, batch, state.step, craft_keys))
 
@@ -85,7 +89,8 @@ def make_train_step(forward: Forward, defense: Defense, optimizer: optax.Gradien
         sums['gradient_norm'] = (optax.tree.norm(gradient), jnp.ones(()))
         return TrainState(
             step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=ema,
-            defense_state=defense.update(state.defense_state, batch, crafted)), sums
+            defense_state=defense.follow(defense.update(state.defense_state, batch, crafted), params, model_state,
+                                         state.step)), sums
 
     whole, rows = replicated(mesh), batch_sharding(mesh)
     return jax.jit(train_step, in_shardings=(whole, rows), out_shardings=whole, donate_argnums=0)
@@ -110,38 +115,23 @@ def step_keys(seed: int, index: Array, step: Array) -> Array:
 
 
 def fill_padding(batch: Batch) -> dict[str, Array]:
-    """Overwrites rows of padding with the real rows in turn; 'mask' and 'index' stay as they are."""
+    """Overwrites rows of padding with the real rows in turn.
+
+    'mask' and 'index' stay as they are, and so does 'unlabeled', whose rows are all real.
+    """
     mask = batch['mask']
     positions = jnp.arange(len(mask))
     real_first = jnp.argsort(~mask, stable=True)
     copied = real_first[positions % jnp.maximum(mask.sum(), 1)]
     rows = jnp.where(mask, positions, copied)
-    return {name: value if name in ('mask', 'index') else value[rows] for name, value in batch.items()}
+    stay = ('mask', 'index', 'unlabeled')
+    return {name: value if name in stay else value[rows] for name, value in batch.items()}
 
 
-def moving_average(average: PyTree, values: PyTree, *, step: Array, decay: float) -> PyTree:
-    """One update of an exponential moving average that forgets its start quickly.
-
-        average <- d average + (1 - d) values,    d = min(decay, (1 + step) / (10 + step))
-
-    The rising decay weighs early averages toward what was learned, where a fixed decay would keep
-    the random initial weights for 1 / (1 - decay) steps. BatchNorm statistics are averaged like the
-    parameters, so that the two fit together. Leaves that are not floating point are taken over.
-
-    Args:
-      average: a tree of arrays.
-      values: a tree of the same structure, after the update that the step made.
-      step: int scalar, the number of updates made before this one.
-      decay: in [0, 1).
-
-    Returns:
-      The new average.
-    """
-    d = jnp.minimum(decay, (1 + step) / (10 + step))
-
-    def blend(old: Array, new: Array) -> Array:
-        if not jnp.issubdtype(new.dtype, jnp.floating):
-            return new
-        return (d * old + (1 - d) * new).astype(new.dtype)
-
-    return jax.tree.map(blend, average, values)
+def augmented(augment: Augment, keys: Array, batch: Batch) -> Batch:
+    """The batch augmented; 'unlabeled', where it is there, by the same function with other keys."""
+    if 'unlabeled' not in batch:
+        return augment(keys, batch)
+    labeled = {name: value for name, value in batch.items() if name != 'unlabeled'}
+    images = augment(rng.fold(keys, _UNLABELED), {'image': batch['unlabeled']})['image']
+    return {**augment(keys, labeled), 'unlabeled': images}

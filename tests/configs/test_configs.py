@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 import configs
+from configs import few_labels
+from configs.defenses import SEMI_SUPERVISED
 from experiments import build
-from medrobust_jax.data import loader, registry
+from experiments.training_data import load_training_data, replays_of, training_batches
+from medrobust_jax.data import registry
 from medrobust_jax.data.medmnist import DATASETS
 from medrobust_jax.data.source import ArraySource
 from medrobust_jax.models.forward import apply_model, init_variables
@@ -17,7 +20,7 @@ from medrobust_jax.parallel.mesh import data_mesh, put_batch
 from medrobust_jax.train.state import create_state
 from medrobust_jax.train.step import make_train_step
 
-PARTS = ('__init__', 'base', 'defenses', 'dense_cpu', 'medmnist_cpu', 'tasks')  # what configs are made of
+PARTS = ('__init__', 'base', 'defenses', 'dense_cpu', 'few_labels', 'medmnist_cpu', 'tasks')  # of other configs
 EVERYWHERE = ('natural', 'pgd_at', 'trades', 'amat')  # the others: with one config, and with all in the long tests
 NAMES = sorted(path.stem for path in Path(configs.__file__).parent.glob('*.py') if path.stem not in PARTS)
 ROWS = 16
@@ -29,6 +32,7 @@ def get_config(name, defense):
     return importlib.import_module(f'configs.{name}').get_config(defense)
 
 
+MANY_CLASSES = ('busi', 'oct2017', 'oct_phantom', 'octmnist', 'organ_phantom', 'resnet18_gpu', 'retinamnist')
 # Drawn images in the place of data sets whose targets are no labels.
 PHANTOMS = {'acdc': 'cardiac_phantom', 'aasce': 'spine_phantom', 'bccd': 'cell_phantom',
             'chestmnist': 'chest_phantom'}
@@ -66,9 +70,10 @@ def parts(monkeypatch):
     def make(config):
         build.check_config(config)
         config.train.batch_size = 8
-        source = build.load_split(config, config.data.train_split, None)
+        data = load_training_data(config, None)
+        source = data.labeled
         task = build.build_task(config, source.info, training=True)
-        module, durations = build.build_model(config, task), build.build_durations(config, source)
+        module, durations = build.build_model(config, task), build.build_durations(config, data.whole)
         defense, optimizer = build.build_defense(config, task, durations), build.build_optimizer(config, durations)
         build.build_threats(config.eval.attacks, task)
         forward, mesh = apply_model(module), data_mesh(jax.devices()[:1])
@@ -79,8 +84,9 @@ def parts(monkeypatch):
                                 image_shape=image_shape, seed=0, mesh=mesh, ema_decay=config.train.ema_decay)
 
         step = make_train_step(forward, defense, optimizer, augment=build.build_augment(config, source), seed=0,
-                               ema_decay=config.train.ema_decay, mesh=mesh)
-        batch = next(loader.train_batches(source, batch_size=8, seed=0, class_balanced=config.data.class_balanced))
+                               ema_decay=config.train.ema_decay, mesh=mesh, replays=replays_of(config))
+        batch = next(training_batches(config, data, 0))
+        assert ('unlabeled' in batch) == (config.defense.name in SEMI_SUPERVISED)
         return lambda key: init_variables(module, key, image_shape), state_of, step, put_batch(mesh, batch)
     return make
 
@@ -90,6 +96,10 @@ def test_a_step_fits_together(parts, name, defense):
     """Traced, not computed: a ResNet-18's step takes a CPU minutes to compile for all of them."""
     config = get_config(name, defense)
     assert config.defense.name == defense
+    if defense == 'gce' and name not in MANY_CLASSES:
+        with pytest.raises(ValueError, match='three classes or more'):
+            parts(config)
+        return
     weights, state_of, step, batch = parts(config)
     shapes = jax.eval_shape(weights, build.init_key(0))
     state = state_of(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
@@ -128,3 +138,22 @@ def test_the_checkpoint_is_chosen_by_what_the_defense_is_for(name):
     for defense in build.DEFENSES:
         metric = get_config(name, defense).validation.select_metric
         assert metric.startswith('robust_') == (defense != 'natural')
+
+
+@pytest.mark.parametrize('defense', ['natural', 'ssat'])
+def test_any_config_with_few_labels(parts, defense):
+    config = few_labels.get_config(f'oct_phantom/{defense}')
+    assert config.data.labeled_fraction == 1.0
+    config.data.labeled_fraction = .3
+    weights, state_of, step, batch = parts(config)
+    shapes = jax.eval_shape(weights, build.init_key(0))
+    jax.eval_shape(step, state_of(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)), batch)
+    assert batch['mask'].all(), 'fewer labels than a batch has rows: they come again'
+    assert len(np.unique(batch['index'])) == 4, 'one of each of four classes of four examples'
+    plain = get_config('oct_phantom', defense)
+    with plain.data.unlocked():
+        plain.data.labeled_fraction = .3
+    for part in ('data', 'defense', 'validation', 'eval'):
+        assert plain[part].to_dict() == config[part].to_dict()
+    with pytest.raises(ValueError, match="did you mean 'oct_phantom'"):
+        few_labels.get_config('oct_phantm/ssat')

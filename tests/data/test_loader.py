@@ -4,6 +4,7 @@ import itertools
 import numpy as np
 import pytest
 
+from medrobust_jax.data.few_labels import ImagesOnly
 from medrobust_jax.data.loader import TrainBatches, eval_batches, steps_per_epoch, train_batches
 from medrobust_jax.data.source import ArraySource, Subset
 
@@ -113,6 +114,48 @@ def test_eval_batches_see_everything_once_in_order(source, count):
     assert joined[2]['image'].shape == (10, 4, 4, 1)
 
 
+@pytest.mark.parametrize(('count', 'batch_size'), [(NUM, 8), (5, 8), (5, 12), (1, 4)])
+def test_cycled_batches_are_one_row_of_passes(source, count, batch_size):
+    few = Subset(source, range(3, 3 + count) if count < NUM else range(NUM))
+    batches = TrainBatches(few, batch_size=batch_size, seed=0, cycle=True)
+    drawn = [batches[step] for step in range(count)]  # whole passes
+    assert all(batch['mask'].all() for batch in drawn)
+    index = np.concatenate([batch['index'] for batch in drawn])
+    passes = index.reshape(batch_size, count)
+    assert (np.sort(passes, axis=1) == np.arange(count)).all()
+    if count > 1:
+        assert len({tuple(row) for row in passes.tolist()}) > 1, 'every pass has an order of its own'
+    first = TrainBatches(few, batch_size=batch_size, seed=0)[0]
+    np.testing.assert_array_equal(first['index'][first['mask']], drawn[0]['index'][:first['mask'].sum()])
+
+
+@pytest.mark.parametrize('class_balanced', [False, True])
+@pytest.mark.parametrize('count', [1, 2])
+def test_unlabeled_images_come_in_an_order_of_their_own(source, class_balanced, count):
+    few = Subset(source, [0, 1, 3, 4, 5])
+    options = {'batch_size': 8, 'seed': 2, 'class_balanced': class_balanced, 'cycle': True}
+    plain = take(train_batches(few, **options), NUM)
+    parts = [take(train_batches(few, unlabeled=ImagesOnly(source), process_index=part, process_count=count,
+                                **options), NUM) for part in range(count)]
+    whole = [{name: np.concatenate([part[step][name] for part in parts]) for name in parts[0][0]}
+             for step in range(NUM)]
+    unlabeled = np.concatenate([batch.pop('unlabeled') for batch in whole])
+    same(whole, plain)
+    passes = np.round(unlabeled[:, 0, 0, 0] * 255).astype(int).reshape(8, NUM)  # 8 passes in 23 batches of 8
+    assert (np.sort(passes, axis=1) == np.arange(NUM)).all()
+    assert len({tuple(row) for row in passes.tolist()}) == 8
+    resumed = take(train_batches(few, unlabeled=ImagesOnly(source), start_step=20, **options), 3)
+    np.testing.assert_array_equal(np.concatenate([batch['unlabeled'] for batch in resumed]), unlabeled[160:])
+
+
+def test_replayed_batches_come_several_times_in_turn(source):
+    options = {'batch_size': 8, 'seed': 1}
+    once = take(train_batches(source, **options), 3)
+    thrice = take(train_batches(source, replays=3, **options), 9)
+    same(thrice, [batch for batch in once for _ in range(3)])
+    same(take(train_batches(source, replays=3, start_step=4, **options), 5), thrice[4:])
+
+
 def test_bad_sizes_are_refused(source):
     with pytest.raises(ValueError, match='batch_size = 0'):
         train_batches(source, batch_size=0, seed=0)
@@ -122,3 +165,8 @@ def test_bad_sizes_are_refused(source):
         eval_batches(source, batch_size=8, process_index=2, process_count=2)
     with pytest.raises(ValueError, match='start_step'):
         train_batches(source, batch_size=8, seed=0, start_step=-1)
+    with pytest.raises(ValueError, match='replays = 0 must be at least 1'):
+        train_batches(source, batch_size=8, seed=0, replays=0)
+    larger = ArraySource(np.zeros((2, 5, 5, 1), np.uint8), [0, 1], name='larger', class_names='ab')
+    with pytest.raises(ValueError, match=r'unlabeled images \(5, 5, 1\) must be shaped as .* \(4, 4, 1\)'):
+        train_batches(source, batch_size=8, seed=0, unlabeled=larger)

@@ -113,6 +113,16 @@ def test_margins_stop_at_e_max_and_stand_still_without_delta():
     assert not seen.any()
 
 
+def test_the_expansion_step_decays_in_ame():
+    batch, options = at_distances([.9, -.9]), {'delta': .1, 'num_steps': 5, 'num_bisections': 2}
+    _, seen = train_margins(adaptive_margin(TASK, delta_decay=.5, **options), batch, 4, num_train=2)
+    np.testing.assert_allclose(seen[:, 0], [.2, .25, .275, .2875], rtol=1e-5)
+    without = [train_margins(adaptive_margin(TASK, **options, **decay), batch, 3, num_train=2)
+               for decay in ({}, {'delta_decay': 1.0})]
+    jax.tree.map(np.testing.assert_array_equal, *without)
+    np.testing.assert_allclose(without[0][1][:, 0], [.2, .3, .4], rtol=1e-5)
+
+
 def test_one_unfooled_draw_of_several_suffices():
     defense, batch = adaptive_margin(TASK, delta=.1), at_distances([.9, -.9])
     state = defense.init(2, None, None)
@@ -277,7 +287,8 @@ def test_outputs_that_are_not_finite_count_as_fooled():
 
 def test_refusals():
     for options in ({'delta': -1.0}, {'beta': 1.5}, {'alpha': 0.0}, {'e_max': 0.0}, {'min_margin': .2},
-                    {'step_size': 0.0}, {'num_bisections': -1}, {'norm': 'l3'}, {'num_steps': 0}):
+                    {'step_size': 0.0}, {'num_bisections': -1}, {'delta_decay': 0.0},
+                    {'delta_decay': 1.5}, {'norm': 'l3'}, {'num_steps': 0}):
         with pytest.raises(ValueError, match=r'must|unknown'):
             adaptive_margin(TASK, **{'delta': .1, **options})
     for options in ({'d_max': 0.0}, {'clean_share': 1.0}, {'start_margin': 1.0}, {'relative_step_size': 0.0}):

@@ -10,6 +10,7 @@ from sklearn.metrics import log_loss
 from medrobust_jax.losses.classification import (
     cross_entropy,
     dlr,
+    guided_complement_entropy,
     kl_divergence,
     margin,
     prediction_is_right,
@@ -49,6 +50,37 @@ def test_margin_is_positive_exactly_where_wrong():
         assert got[row] == others.max() - LOGITS[row, LABELS[row]]
     np.testing.assert_array_equal(got > 0, LOGITS.argmax(1) != LABELS)
     np.testing.assert_array_equal(margin(jnp.array([[1., 4.]]), jnp.array([1])), [-3])  # two classes
+
+
+def test_guided_complement_entropy_by_hand():
+    """p = (.6, .3, .1): the complement of class 0 is (3/4, 1/4)."""
+    logits = jnp.log(jnp.array([[.6, .3, .1]]))
+    complement = .75 * np.log(.75) + .25 * np.log(.25)
+    for alpha in (0.0, .333, 2.0):
+        np.testing.assert_allclose(guided_complement_entropy(logits, jnp.array([0]), alpha=alpha),
+                                   .6**alpha * complement / np.log(2), rtol=1e-5)
+
+
+def test_guided_complement_entropy_is_scipys():
+    p = special.softmax(LOGITS.astype(np.float64), axis=1)
+    others = np.array([np.delete(row, label) for row, label in zip(p, LABELS, strict=True)])
+    entropy = special.entr(others / others.sum(1, keepdims=True)).sum(1)
+    got = guided_complement_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS), alpha=.333)
+    np.testing.assert_allclose(got, -(p[np.arange(12), LABELS]**.333) * entropy / np.log(3), rtol=1e-5)
+
+
+def test_guided_complement_entropy_at_its_ends():
+    logits = jnp.array([[50., 0., 0., 0.], [-200., 0., 0., 0.], [0., 500., -500., -500.], [3., 0., -jnp.inf, 0.]])
+    labels = jnp.zeros(4, int)
+    losses = guided_complement_entropy(logits, labels)
+    np.testing.assert_allclose(losses[:3], [-1, 0, 0], atol=1e-6)  # best; certain of another class; one rival
+    assert -1 < losses[3] < 0
+    gradient = jax.grad(lambda z: guided_complement_entropy(z, labels).sum())(logits)
+    assert np.isfinite(gradient).all()
+    check_grads(lambda z: guided_complement_entropy(z, jnp.asarray(LABELS)), (jnp.asarray(LOGITS) / 3,), order=1,
+                modes=['rev'], atol=1e-2, rtol=1e-2)
+    with pytest.raises(ValueError, match='guided_complement_entropy needs at least 3 classes, not 2'):
+        guided_complement_entropy(jnp.zeros((1, 2)), jnp.array([0]))
 
 
 def test_kl_is_scipys_and_zero_at_equality():

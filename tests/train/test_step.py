@@ -10,7 +10,7 @@ from medrobust_jax.core.types import Defense
 from medrobust_jax.parallel.mesh import data_mesh, put_batch
 from medrobust_jax.train.optim import create_optimizer
 from medrobust_jax.train.state import TrainState, create_state
-from medrobust_jax.train.step import fill_padding, make_end_epoch, make_train_step, moving_average, step_keys
+from medrobust_jax.train.step import augmented, fill_padding, make_end_epoch, make_train_step, step_keys
 
 NUM_TRAIN, IMAGE, HIDDEN, CLASSES = 40, (4, 4, 1), 8, 3
 
@@ -126,6 +126,73 @@ def test_padding_is_filled_with_real_rows_in_turn():
     np.testing.assert_array_equal(filled['index'], batch['index'])
 
 
+def test_unlabeled_images_are_augmented_with_keys_of_their_own_and_stay_in_order():
+    mask = np.array([True, False, True])
+    images = np.arange(3.0).reshape(3, 1, 1, 1)
+    batch = jax.tree.map(jnp.asarray, {'image': images, 'label': np.arange(3), 'unlabeled': images + 10,
+                                       'mask': mask, 'index': np.array([3, 9, 4])})
+    filled = fill_padding(batch)
+    np.testing.assert_array_equal(filled['unlabeled'], batch['unlabeled'])
+    np.testing.assert_array_equal(filled['image'].ravel(), [0, 2, 2])
+
+    def augment(keys, batch):
+        return {**batch, 'image': batch['image'] + rng.uniform(keys, (1, 1, 1))}
+
+    keys = step_keys(0, batch['index'], 0)
+    whole = augmented(augment, keys, batch)
+    labeled = augmented(augment, keys, {name: batch[name] for name in batch if name != 'unlabeled'})
+    assert labeled.keys() == whole.keys() - {'unlabeled'}
+    for name in labeled:
+        np.testing.assert_array_equal(whole[name], labeled[name])
+    drawn, theirs = (np.array(whole[name] - batch[name]).ravel() for name in ('image', 'unlabeled'))
+    assert len({*drawn.round(6), *theirs.round(6)}) == 6
+
+
+def test_replayed_batches_are_augmented_alike_and_attacked_anew(one):
+    def noise(keys, batch):
+        return {**batch, 'image': rng.uniform(keys, IMAGE)}
+
+    def loss(forward, params, model_state, state, batch, crafted, step, keys):
+        sizes = {'seen': batch['image'].sum((1, 2, 3)), 'drawn': rng.uniform(keys, ())}
+        return jnp.sum(params['w1']) * jnp.ones(len(crafted)), (model_state, sizes)
+
+    defense = adversarial()._replace(loss=loss)
+    optimizer = create_optimizer('sgd', 0.0)
+    seen = {}
+    for replays in (1, 3):
+        state = create_state(mlp, *variables(), defense, optimizer, num_train=NUM_TRAIN, image_shape=IMAGE, seed=0,
+                             mesh=one)
+        step = make_train_step(mlp, defense, optimizer, augment=noise, seed=0, ema_decay=None, mesh=one,
+                               replays=replays)
+        rows = []
+        for _ in range(6):
+            state, metrics = step(state, put_batch(one, make_batch()))
+            rows.append([float(metrics[name][0]) for name in ('seen', 'drawn')])
+        seen[replays] = np.array(rows)
+    np.testing.assert_allclose(seen[3][:, 0], np.repeat(seen[1][:2, 0], 3), rtol=1e-6)
+    np.testing.assert_allclose(seen[3][:, 1], seen[1][:, 1], rtol=1e-6)
+    assert len(np.unique(seen[1][:, 1])) == 6
+
+
+def test_a_defense_may_keep_weights_that_follow_the_network(one):
+    defense = adversarial()._replace(
+        start=lambda state, params, model_state, image_shape: (state, params['w1'], jnp.zeros(image_shape)),
+        update=lambda state, batch, crafted: state,
+        follow=lambda state, params, model_state, step: (state[0] + step, (state[1] + params['w1']) / 2, state[2]))
+    optimizer = create_optimizer('sgd', 0.1)
+    state = create_state(mlp, *variables(), defense, optimizer, num_train=NUM_TRAIN, image_shape=IMAGE, seed=0,
+                         mesh=one)
+    step = make_train_step(mlp, defense, optimizer, augment=None, seed=0, ema_decay=None, mesh=one)
+    kept = np.array(variables()[0]['w1'])
+    np.testing.assert_array_equal(state.defense_state[1], kept)
+    assert state.defense_state[2].shape == IMAGE
+    for number in range(3):
+        state, _ = step(state, put_batch(one, make_batch(number)))
+        kept = (kept + np.array(state.params['w1'])) / 2
+    np.testing.assert_allclose(state.defense_state[1], kept, rtol=1e-6)
+    np.testing.assert_array_equal(state.defense_state[0], 0 + 1 + 2)  # the steps made before each
+
+
 def test_keys_follow_the_example_and_repeats_differ():
     index = jnp.array([5, 7, 5, 9, 5])
     keys = jax.random.key_data(step_keys(0, index, 3))
@@ -176,16 +243,6 @@ def test_tables_ignore_padding_and_epochs_end(one):
     np.testing.assert_array_equal(state.defense_state, seen)
     ended = make_end_epoch(defense, mesh=one)(state, 3)
     np.testing.assert_array_equal(ended.defense_state, 3 * seen)
-
-
-def test_moving_average_equation():
-    average = {'w': jnp.array(1.0), 'count': jnp.array(3)}
-    values = {'w': jnp.array(2.0), 'count': jnp.array(4)}
-    early = moving_average(average, values, step=jnp.array(0), decay=0.99)
-    late = moving_average(average, values, step=jnp.array(100_000), decay=0.99)
-    np.testing.assert_allclose(early['w'], 0.1 * 1 + 0.9 * 2, rtol=1e-6)
-    np.testing.assert_allclose(late['w'], 0.99 * 1 + 0.01 * 2, rtol=1e-6)
-    assert early['count'] == 4
 
 
 def test_the_state_keeps_averages_of_parameters_and_statistics(one):

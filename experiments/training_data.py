@@ -1,0 +1,65 @@
+"""What a run is trained on: its examples with labels, the images without, and their batches.
+
+Contents: `TrainingData`, `load_training_data`, `training_batches`, `replays_of`,
+`defense_title`.
+
+Example:
+
+    data = load_training_data(config, data_dir=None)
+    durations = build.build_durations(config, data.whole)
+    for batch in training_batches(config, data, start_step=0):
+        ...
+"""
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from configs.defenses import SEMI_SUPERVISED
+from experiments import build
+from medrobust_jax.data.few_labels import ImagesOnly, few_labels
+from medrobust_jax.data.loader import NumpyBatch, train_batches
+from medrobust_jax.data.source import Source
+
+
+class TrainingData(NamedTuple):
+    """The training split in its parts.
+
+    Attributes:
+      whole: the split, over which epochs are counted: runs with few labels make as many steps as those with all.
+      labeled: what may be learned from with targets; `whole` unless `config.data.labeled_fraction` is there.
+      unlabeled: the images of the whole split, with all targets withheld [ours: so that every share of labels is
+        defined, and all images are seen whatever it is]; None where the defense does not read them.
+    """
+
+    whole: Source
+    labeled: Source
+    unlabeled: Source | None
+
+
+def load_training_data(config: ConfigDict, data_dir: str | None) -> TrainingData:
+    """Opens the training split of the config's data set."""
+    whole = build.load_split(config, config.data.train_split, data_dir)
+    fraction = config.data.get('labeled_fraction')
+    labeled = whole if fraction is None else few_labels(whole, fraction, seed=config.seed)
+    return TrainingData(whole, labeled, ImagesOnly(whole) if config.defense.name in SEMI_SUPERVISED else None)
+
+
+def replays_of(config: ConfigDict) -> int:
+    """How many steps in turn are made on one batch: 1, except for free adversarial training."""
+    return config.defense.get('replays', 1)
+
+
+def defense_title(config: ConfigDict) -> str:
+    """What results call the run's defense: its name, and the share of labels where it is below 1."""
+    fraction = config.data.get('labeled_fraction', 1.0)
+    return config.defense.name if fraction == 1 else f'{config.defense.name}, {100 * fraction:.3g} % of labels'
+
+
+def training_batches(config: ConfigDict, data: TrainingData, start_step: int) -> Iterator[NumpyBatch]:
+    """This process's part of the batches from `start_step` on."""
+    return train_batches(data.labeled, batch_size=config.train.batch_size, seed=config.seed, start_step=start_step,
+                         class_balanced=config.data.class_balanced, cycle='labeled_fraction' in config.data,
+                         unlabeled=data.unlabeled, replays=replays_of(config),
+                         process_index=jax.process_index(), process_count=jax.process_count())

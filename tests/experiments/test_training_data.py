@@ -1,0 +1,99 @@
+"""What a run is trained on: few labels, unlabeled images, as many steps whatever the share of labels."""
+import jax
+import numpy as np
+import pytest
+
+from configs.base import base_config
+from configs.defenses import with_few_labels
+from experiments import build
+from experiments.train import train_and_evaluate
+from experiments.training_data import defense_title, load_training_data, training_batches
+from medrobust_jax.data.source import all_labels
+from tests.experiments import tiny_config
+
+EVERY_LABEL = 1.0
+
+
+def config_of(defense, fraction=None):
+    config = tiny_config.get_config(defense)
+    config.data.options.num_examples = 40
+    return config if fraction is None else with_few_labels(config, fraction)
+
+
+def test_the_field_belongs_to_runs_with_few_labels():
+    for defense in ('natural', 'pgd_at', 'hat'):
+        assert 'labeled_fraction' not in base_config(defense).data
+    for defense in ('ssat', 'rst', 'uat'):
+        assert base_config(defense).data.labeled_fraction == EVERY_LABEL
+    build.check_config(with_few_labels(base_config('trades'), .05))
+    for fraction in (0.0, 1.5, -.1):
+        with pytest.raises(ValueError, match=r'config\.data\.labeled_fraction = .* must be in \(0, 1\]'):
+            build.check_config(with_few_labels(base_config('trades'), fraction))
+
+
+def test_parts_of_the_training_split():
+    whole, labeled, unlabeled = load_training_data(config_of('natural'), None)
+    assert labeled is whole
+    assert unlabeled is None
+    rows = {}
+    for defense in ('natural', 'ssat'):
+        data = load_training_data(config_of(defense, .2), None)
+        assert (len(data.whole), len(data.labeled)) == (40, 8)
+        np.testing.assert_array_equal(np.bincount(all_labels(data.labeled)), [2, 2, 2, 2])
+        rows[defense] = data.labeled.info.fingerprint
+        batch = next(training_batches(config_of(defense, .2), data, 0))
+        assert batch['mask'].all()
+        assert ('unlabeled' in batch) == (defense == 'ssat')
+    assert rows['natural'] == rows['ssat'], 'baselines are given the same labels'
+    assert len(data.unlabeled) == 40
+    other = config_of('ssat', .2)
+    other.seed = 1
+    assert load_training_data(other, None).labeled.info.fingerprint != rows['ssat']
+
+
+def test_results_name_the_share_of_labels():
+    runs = (('ssat', None), ('natural', None), ('natural', .025), ('ssat', .05))
+    assert [defense_title(config_of(*run)) for run in runs] == [
+        'ssat', 'natural', 'natural, 2.5 % of labels', 'ssat, 5 % of labels']
+
+
+def test_shares_of_labels_make_equally_many_steps():
+    steps = {build.build_durations(config, load_training_data(config, None).whole)
+             for config in (config_of('natural'), *(config_of('ssat', fraction) for fraction in (.1, .5, 1.0)))}
+    assert steps == {build.Durations(3, 6)}
+
+
+def test_every_label_of_balanced_classes_is_the_run_without_the_field():
+    configs = config_of('natural'), config_of('natural', EVERY_LABEL)
+    for config in configs:
+        config.data.class_balanced = True
+    batches = [next(training_batches(config, load_training_data(config, None), 5)) for config in configs]
+    jax.tree.map(np.testing.assert_array_equal, *batches)
+
+
+def test_free_training_replays_its_batches():
+    config = config_of('free_at')
+    data = load_training_data(config, None)
+    batches = training_batches(config, data, 2)
+    index = [tuple(next(batches)['index']) for _ in range(6)]
+    assert index[0] == index[1] != index[2]
+    assert len(set(index[2:])) == 1
+
+
+@pytest.mark.slow
+def test_semi_supervised_training_from_start_to_end(tmp_path):
+    """A natural run on few labels, then self-training with it; a teacher is saved and found again."""
+    results = {}
+    for defense, fields in (('natural', {}), ('rst', {'helper': str(tmp_path / 'natural')}),
+                            ('ssat', {'teacher_decay': .5})):
+        config = config_of(defense, .2)
+        for name, value in fields.items():
+            config.defense[name] = value
+        result = results[defense] = train_and_evaluate(config, tmp_path / defense, progress=False)
+        assert int(result.state.step) == 6
+        again = train_and_evaluate(config, tmp_path / defense, progress=False)
+        jax.tree.map(np.testing.assert_array_equal, again.state.defense_state, result.state.defense_state)
+    teacher = results['ssat'].state.defense_state
+    assert jax.tree.structure(teacher) == jax.tree.structure((results['ssat'].state.params, {}))
+    moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), teacher[0], results['ssat'].state.params)
+    assert max(jax.tree.leaves(moved)) > 0
