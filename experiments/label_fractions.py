@@ -1,0 +1,141 @@
+"""Robust accuracy against the share of labels: every defense, share and seed trained and attacked, and one table.
+
+    python -m experiments.label_fractions --recipe=pneumoniamnist --defenses=natural,fgsm_at,ssat \
+        --fractions=0.01,0.05,0.1,0.25,1 --seeds=0,1,2 --workdir=runs/fractions/pneumoniamnist \
+        --tables=results/fractions_pneumoniamnist.md
+
+With one seed all defenses are given the same labels, and the labels of a smaller share are among those of a larger
+one. 'rst' takes its pseudo-labels from 'natural' of the same share and seed, so name that before it. A run that is
+finished is not made again: killed and started anew, the command goes on where it stopped.
+"""
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from configs.base import threat
+from configs.defenses import ONE_STEP, with_few_labels
+from experiments.evaluate import evaluate
+from experiments.train import train_and_evaluate
+from medrobust_jax.evaluate.records import Row, read_rows
+from medrobust_jax.report.summary import eps_text, summary_of
+from medrobust_jax.report.tables import Table, cell_text, to_markdown, to_text
+
+NEEDS_HELPER = ('rst',)
+
+
+def run_config(recipe: str, defense: str, fraction: float, seed: int, *, eps: tuple[float, float] | None = None,
+               epochs: float | None = None, helper: str = '') -> ConfigDict:
+    """The config of one run.
+
+    Args:
+      recipe: a module of `configs`.
+      defense: one of `configs.defenses.DEFENSES`.
+      fraction: of the labels, in (0, 1].
+      seed: of everything, the choice of labels included.
+      eps: `(low, high)`: one-step defenses draw their radius between them, the others use the high one; None
+        leaves what the recipe says.
+      epochs: over the whole split; None leaves what the recipe says.
+      helper: the workdir of the natural run that pseudo-labels come from.
+    """
+    config = with_few_labels(importlib.import_module(f'configs.{recipe}').get_config(defense), fraction)
+    config.seed = seed
+    if eps is not None:
+        low, high = eps
+        config.defense.eps = config.validation.eps = high
+        if defense in ONE_STEP:
+            config.defense.eps_low = low
+    if epochs is not None:
+        config.train.epochs = epochs
+    if defense in NEEDS_HELPER:
+        config.defense.helper = helper
+    # Each share is one cell of a table; the four attacks of a full evaluation agree within a point here.
+    config.eval.attacks = ConfigDict({'fgsm': threat('fgsm'), 'pgd20': threat('pgd', num_steps=20)})
+    config.eval.num_pictures = 0
+    return config
+
+
+def run_all(recipe: str, defenses: Sequence[str], fractions: Sequence[float], seeds: Sequence[int],
+            workdir: str | Path, *, eps: tuple[float, float] | None = None, epochs: float | None = None,
+            data_dir: str | None = None) -> list[Row]:
+    """Trains and attacks every combination; returns all rows."""
+    rows: list[Row] = []
+    for seed in seeds:
+        for fraction in fractions:
+            for defense in defenses:
+                folder = Path(workdir) / f'{defense}_{100 * fraction:g}' / str(seed)
+                helper = str(Path(workdir) / f'natural_{100 * fraction:g}' / str(seed))
+                config = run_config(recipe, defense, fraction, seed, eps=eps, epochs=epochs, helper=helper)
+                results = folder / 'results.jsonl'
+                if not results.is_file() or not any(row.attack == 'worst_case' for row in read_rows(results)):
+                    logging.info('%s, %g %% of the labels, seed %d', defense, 100 * fraction, seed)
+                    train_and_evaluate(config, folder, data_dir=data_dir)
+                    evaluate(config, folder, data_dir=data_dir)
+                rows += read_rows(results)
+    return rows
+
+
+def fraction_tables(rows: Sequence[Row], fractions: Sequence[float], *, metric: str = 'robust_accuracy'
+                    ) -> list[Table]:
+    """One table per eps, clean images first: defenses down, shares of the labels across."""
+    tables = []
+    for eps in sorted({row.eps for row in rows}):
+        attack = 'worst_case' if eps else 'clean'
+        here = [row for row in rows if (row.eps, row.attack, row.metric) == (eps, attack, metric)]
+        lines = []
+        for defense in dict.fromkeys(name_and_share(row.defense)[0] for row in here):
+            cells = [[row for row in here if name_and_share(row.defense) == (defense, fraction)]
+                     for fraction in fractions]
+            lines.append([defense, *(cell_text(summary_of(cell) if cell else None, percent=True, compact=True)
+                                     for cell in cells)])
+        seeds = sorted({row.seed for row in here})
+        what = f'under the worst attack per image at eps {eps_text(eps, "linf")}' if eps else 'on clean images'
+        caption = (f'{here[0].dataset} {here[0].split}: {metric.replace("_", " ")} in % {what}; '
+                   f'{len(seeds)} seeds, (lowest to highest); n = {here[0].n}')
+        tables.append(Table(caption, ['defense', *(f'{100 * each:g} % labels' for each in fractions)], lines, []))
+    return tables
+
+
+def name_and_share(name: str) -> tuple[str, float]:
+    """'ssat, 5 % of labels' as ('ssat', .05), see `training_data.defense_title`; without a share: all labels."""
+    defense, _, share = name.partition(', ')
+    return defense, float(share.removesuffix(' % of labels')) / 100 if share else 1.0
+
+
+if __name__ == '__main__':
+    from absl import app, flags
+
+    from experiments import main, runtime
+
+    flags.DEFINE_string('recipe', 'pneumoniamnist', 'A module of configs.')
+    flags.DEFINE_list('defenses', ['natural', 'fgsm_at', 'ssat'], 'What is compared.')
+    flags.DEFINE_list('fractions', ['0.01', '0.05', '0.1', '0.25', '1'], 'Shares of the labels.')
+    flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds.')
+    flags.DEFINE_list('eps', None, 'The training radius: low,high.')
+    flags.DEFINE_float('epochs', None, 'Over the whole split.')
+    flags.DEFINE_string('workdir', None, 'Where the runs go.')
+    flags.DEFINE_string('data_dir', None, 'Where data sets are looked for; default: MEDROBUST_DATA.')
+    flags.DEFINE_string('tables', None, 'A Markdown file to write.')
+    flags.mark_flag_as_required('workdir')
+    main.define_debug_flag()
+
+    def _main(argv: list[str]) -> None:
+        chosen = flags.FLAGS
+        runtime.start(device_per_core=True)
+        logging.set_verbosity(logging.INFO)
+
+        def work() -> None:
+            fractions = [float(each) for each in chosen.fractions]
+            eps = None if chosen.eps is None else (float(chosen.eps[0]), float(chosen.eps[1]))
+            rows = run_all(chosen.recipe, chosen.defenses, fractions, list(map(int, chosen.seeds)), chosen.workdir,
+                           eps=eps, epochs=chosen.epochs, data_dir=chosen.data_dir)
+            tables = fraction_tables(rows, fractions)
+            if chosen.tables:
+                Path(chosen.tables).write_text('\n\n'.join(map(to_markdown, tables)) + '\n', encoding='utf-8')
+            print('\n\n'.join(map(to_text, tables)))
+
+        main.guarded(work)
+
+    app.run(_main, flags_parser=main.parse_flags)

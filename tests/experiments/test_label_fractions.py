@@ -1,0 +1,51 @@
+"""Shares of labels: every run once, rows that name their share, tables with one cell per share."""
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import label_fractions
+from medrobust_jax.report.tables import to_text
+
+
+def test_configs_of_one_comparison():
+    low, high = 1 / 255, 8 / 255
+    ssat = label_fractions.run_config('pneumoniamnist', 'ssat', .05, 2, eps=(low, high), epochs=3.)
+    assert (ssat.data.labeled_fraction, ssat.seed, ssat.train.epochs) == (.05, 2, 3.)
+    assert (ssat.defense.eps_low, ssat.defense.eps, ssat.validation.eps) == (low, high, high)
+    at = label_fractions.run_config('pneumoniamnist', 'pgd_at', .05, 2, eps=(low, high))
+    assert (at.data.labeled_fraction, at.defense.eps, at.defense.eps_low) == (.05, high, None)
+    assert label_fractions.run_config('pneumoniamnist', 'rst', .05, 2, helper='x').defense.helper == 'x'
+    published = label_fractions.run_config('pneumoniamnist', 'ssat', .05, 0)
+    assert (published.defense.eps_low, published.defense.eps) == (.001, .003), 'the recipe says it'
+
+
+@pytest.mark.slow
+def test_every_combination_is_run_once(tmp_path, monkeypatch):
+    def small(recipe, defense, *args, **kwargs):
+        config = full(recipe, defense, *args, **kwargs)
+        config.data.options = ConfigDict({'num_examples': 40})
+        config.model.options = ConfigDict({'stage_sizes': (1,), 'width': 4, 'stem': 'strided'})
+        config.train.update({'batch_size': 16, 'epochs': 1.0})
+        config.validation.update({'num_steps': 1, 'max_examples': 8})
+        config.eval.update({'max_examples': 8, 'block_width': 8, 'chunk': 16, 'eps': (8 / 255,)})
+        return config
+
+    full = label_fractions.run_config
+    monkeypatch.setattr(label_fractions, 'run_config', small)
+    arguments = ('oct_phantom', ('natural', 'ssat'), (.2, 1.), (0,), tmp_path)
+    rows = label_fractions.run_all(*arguments)
+    assert {row.defense for row in rows} == {'natural', 'ssat', 'natural, 20 % of labels', 'ssat, 20 % of labels'}
+    clean, attacked = label_fractions.fraction_tables(rows, (.2, 1.))
+    assert clean.columns == ['defense', '20 % labels', '100 % labels']
+    assert [line[0] for line in attacked.lines] == ['natural', 'ssat']
+    assert 'worst attack per image at eps 8/255' in to_text(attacked)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError('trained again')
+
+    monkeypatch.setattr(label_fractions, 'train_and_evaluate', refuse)
+    assert label_fractions.run_all(*arguments) == rows
+
+
+def test_shares_are_read_from_names():
+    assert label_fractions.name_and_share('ssat, 5 % of labels') == ('ssat', .05)
+    assert label_fractions.name_and_share('natural') == ('natural', 1.)
