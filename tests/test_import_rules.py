@@ -14,6 +14,7 @@ FENCES = {'flax': ('medrobust_jax/models/',),
           'grain': ('medrobust_jax/data/loader.py',),
           'torch': ('medrobust_jax/models/torch_bridge.py',),
           'matplotlib': ('medrobust_jax/report/',),
+          'sklearn': ('medrobust_jax/detectors/',),
           'absl.flags': ('experiments/', 'configs/'),
           'absl.app': ('experiments/', 'configs/'),
           'ml_collections': ('experiments/', 'configs/')}
@@ -90,6 +91,8 @@ def test_nothing_is_called_utils():
     ('medrobust_jax/data/source.py', 'import grain.python as grain'),
     ('medrobust_jax/models/layers.py', 'import torch'),
     ('medrobust_jax/train/loop.py', 'from absl import flags'),
+    ('medrobust_jax/metrics/x.py', 'from sklearn import metrics'),
+    ('medrobust_jax/detectors/x.py', 'from medrobust_jax.tasks import ordinal'),
     ('medrobust_jax/train/loop.py', 'from experiments.build import build'),
     ('experiments/main.py', 'import matplotlib.pyplot as plt')])
 def test_rules_catch(path, source):

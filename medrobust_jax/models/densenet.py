@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from medrobust_jax.models.convolution import average_pool, global_average_pool
-from medrobust_jax.models.layers import Conv, Dense, Norm, Normalize, check_size, logits_dtype
+from medrobust_jax.models.layers import Conv, Dense, Norm, Normalize, check_size, logits_dtype, sow_stage
 from medrobust_jax.models.resnet import Stem, stem_stride
 
 Array = jax.Array
@@ -89,6 +89,7 @@ class DenseNet(nn.Module):
             for index in range(num_layers):
                 layer = DenseLayer(self.growth, self.norm, self.dtype, name=f'stage{stage}_layer{index}')
                 x = layer(x, batch_norm=batch_norm)
+            sow_stage(self, x)
         x = nn.relu(Norm(self.norm, self.dtype, name='norm')(x, batch_norm=batch_norm))
         self.sow('intermediates', 'maps', x)
         x = global_average_pool(x)

@@ -1,6 +1,7 @@
 """Models as pure functions of their parameters, the only form the rest of the project sees.
 
-Contents: `apply_model`, `init_variables`, `eval_forward`, `features`.
+Contents: `apply_model`, `init_variables`, `eval_forward`; and what a model computes on its way:
+`features`, `evidence`.
 
 Example:
 
@@ -103,3 +104,29 @@ def features(module: nn.Module, params: PyTree, model_state: PyTree, images: Arr
     variables = {'params': params, **model_state}
     sown: Any = module.apply(variables, images, batch_norm='eval', mutable=['intermediates'])[1]
     return sown['intermediates']['features'][0]
+
+
+def evidence(module: nn.Module, params: PyTree, model_state: PyTree, images: Array) -> dict[str, Any]:
+    """What a detector of adversarial images reads, computed in one pass, with running statistics.
+
+    Args:
+      module: a module that sows 'features' and, stage by stage, 'layers' into 'intermediates'.
+      params: its parameters.
+      model_state: its running statistics.
+      images: `[B, *spatial, C]` in [0, 1].
+
+    Returns:
+      'logits' `[B, C]`; 'features' `[B, D]`, what the last layer reads; 'layers', a tuple of `[B, D_l]`, the
+      pooled outputs of every stage, the first one first; and the 'images' themselves.
+
+    Raises:
+      ValueError: the module sows no 'features' or no 'layers': only classifiers do.
+    """
+    variables = {'params': params, **model_state}
+    logits, sown = module.apply(variables, images, batch_norm='eval', mutable=['intermediates'])
+    sown: Any = sown.get('intermediates', {})
+    missing = [name for name in ('features', 'layers') if name not in sown]
+    if missing:
+        raise ValueError(f'{type(module).__name__} sows no {" and no ".join(missing)} (a linear model has no '
+                         f'stages): detectors need a classification model with at least one')
+    return {'logits': logits, 'features': sown['features'][0], 'layers': tuple(sown['layers']), 'images': images}

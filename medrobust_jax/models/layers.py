@@ -1,7 +1,7 @@
 """The layers that the models share.
 
 Contents: `Conv`, `DoubleSize` (a transposed convolution), `Norm`, `InstanceNorm`, `Dense`, `Normalize`;
-`check_batch_norm`, `check_size`, `logits_dtype`, `divided`.
+`check_batch_norm`, `check_size`, `logits_dtype`, `divided`, `sow_stage`.
 
 Weights, strides and symmetric padding are PyTorch's, so that PyTorch weights can be carried over
 by transposing them (convolutions OIHW to HWIO, matrices to their transpose).
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 from medrobust_jax.core.checks import did_you_mean
-from medrobust_jax.models.convolution import LAYOUTS, conv_general_dilated
+from medrobust_jax.models.convolution import LAYOUTS, conv_general_dilated, global_average_pool
 
 Array = jax.Array
 
@@ -60,6 +60,16 @@ def divided(width: float, divisor: int = 8) -> int:
     """Rounds a width to a multiple of `divisor`, losing at most 10 % (MobileNet's rule)."""
     rounded = max(divisor, int(width + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * width else rounded
+
+
+def sow_stage(module: nn.Module, x: Array) -> None:
+    """Sows the pooled output of a stage, `[B, *spatial, C]` or `[B, C]` to `[B, C]`, as one of 'layers'.
+
+    Detectors read them (`models.forward.evidence`). Where nobody does nothing is computed, so that the
+    programs of training and attacks are the same as without.
+    """
+    if module.is_mutable_collection('intermediates'):
+        module.sow('intermediates', 'layers', global_average_pool(x) if x.ndim > 2 else x)
 
 
 class Conv(nn.Module):

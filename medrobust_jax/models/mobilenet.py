@@ -15,7 +15,7 @@ import jax
 
 from medrobust_jax.core.checks import did_you_mean
 from medrobust_jax.models.convolution import global_average_pool
-from medrobust_jax.models.layers import Conv, Dense, Norm, Normalize, check_size, divided, logits_dtype
+from medrobust_jax.models.layers import Conv, Dense, Norm, Normalize, check_size, divided, logits_dtype, sow_stage
 
 Array = jax.Array
 
@@ -107,6 +107,7 @@ class MobileNetV2(nn.Module):
                     name=f'stage{stage}_block{index}',
                 )
                 x = block(x, batch_norm=batch_norm)
+            sow_stage(self, x)
         x = Conv(divided(1280 * max(1.0, self.width_multiplier)), 1, dtype=self.dtype, name='last')(x)
         x = nn.relu6(Norm(self.norm, self.dtype, name='last_norm')(x, batch_norm=batch_norm))
         self.sow('intermediates', 'maps', x)

@@ -13,7 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from medrobust_jax.models.layers import Dense, Normalize, check_batch_norm, logits_dtype
+from medrobust_jax.models.layers import Dense, Normalize, check_batch_norm, logits_dtype, sow_stage
 
 Array = jax.Array
 
@@ -50,5 +50,6 @@ class Perceptron(nn.Module):
         x = Normalize(self.mean, self.std)(images).reshape(images.shape[0], -1)
         for index, width in enumerate(self.hidden):
             x = nn.relu(Dense(width, self.dtype, name=f'hidden{index}')(x))
+            sow_stage(self, x)
         self.sow('intermediates', 'features', x)
         return Dense(self.num_outputs, self.dtype, name='head')(x).astype(logits_dtype(images))

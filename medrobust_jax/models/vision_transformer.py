@@ -13,7 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from medrobust_jax.models.layers import Dense, Normalize, check_batch_norm, check_size, logits_dtype
+from medrobust_jax.models.layers import Dense, Normalize, check_batch_norm, check_size, logits_dtype, sow_stage
 
 Array = jax.Array
 
@@ -89,6 +89,7 @@ class VisionTransformer(nn.Module):
         x = x + positions.astype(x.dtype)
         for index in range(self.depth):
             x = EncoderBlock(self.num_heads, self.dtype, name=f'block{index}')(x)
+            sow_stage(self, x)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name='norm')(x).mean(1)
         self.sow('intermediates', 'features', x)
         return Dense(self.num_outputs, self.dtype, name='head')(x).astype(logits_dtype(images))

@@ -16,7 +16,7 @@ import jax
 
 from medrobust_jax.core.checks import did_you_mean
 from medrobust_jax.models.convolution import global_average_pool
-from medrobust_jax.models.layers import Conv, Dense, Norm, Normalize, check_size, logits_dtype
+from medrobust_jax.models.layers import Conv, Dense, Norm, Normalize, check_size, logits_dtype, sow_stage
 
 Array = jax.Array
 
@@ -95,6 +95,7 @@ class WideResNet(nn.Module):
                     norm=self.norm, dtype=self.dtype, name=f'stage{stage}_block{index}',
                 )
                 x = block(x, batch_norm=batch_norm)
+            sow_stage(self, x)
         x = nn.relu(Norm(self.norm, self.dtype, name='norm')(x, batch_norm=batch_norm))
         self.sow('intermediates', 'maps', x)
         x = global_average_pool(x)

@@ -4,8 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medrobust_jax.models.forward import apply_model, eval_forward, features, init_variables
+from medrobust_jax.models.forward import apply_model, eval_forward, evidence, features, init_variables
+from medrobust_jax.models.perceptron import Perceptron
 from medrobust_jax.models.resnet import ResNet
+from medrobust_jax.models.unet import UNet
 
 MODULE = ResNet(num_outputs=4, stage_sizes=(1, 1), width=8)
 MODES = ('train', 'batch_stats', 'eval')
@@ -83,6 +85,40 @@ def test_features_are_what_the_head_reads(variables):
     head = params['head']['dense']
     logits, _ = apply_model(MODULE)(params, state, IMAGES, batch_norm='eval')
     np.testing.assert_allclose(pooled @ head['kernel'] + head['bias'], logits, rtol=1e-5, atol=1e-6)
+
+
+def test_evidence_holds_logits_features_and_pooled_stages(variables):
+    seen = jax.jit(lambda x: evidence(MODULE, *variables, x))(IMAGES)
+    logits, _ = jax.jit(lambda x: apply_model(MODULE)(*variables, x, batch_norm='eval'))(IMAGES)
+    np.testing.assert_allclose(seen['logits'], logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(seen['features'], features(MODULE, *variables, IMAGES), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(seen['images'], IMAGES)
+    _, sown = MODULE.apply({'params': variables[0], **variables[1]}, IMAGES, batch_norm='eval',
+                           capture_intermediates=True)
+    stages = [sown['intermediates'][f'stage{stage}_block0']['__call__'][0].mean((1, 2)) for stage in range(2)]
+    assert [layer.shape for layer in seen['layers']] == [(6, 8), (6, 16)]
+    for layer, stage in zip(seen['layers'], stages, strict=True):
+        np.testing.assert_allclose(layer, stage, rtol=1e-5, atol=1e-6)
+
+
+def test_what_detectors_read_costs_other_programs_nothing(variables):
+    def program(batch_norm):
+        return str(jax.make_jaxpr(lambda x: apply_model(MODULE)(*variables, x, batch_norm=batch_norm)[0])(IMAGES))
+
+    with_layers = {mode: program(mode) for mode in MODES}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('medrobust_jax.models.resnet.sow_stage', lambda module, x: None)
+        assert {mode: program(mode) for mode in MODES} == with_layers
+
+
+@pytest.mark.parametrize(('module', 'message'), [
+    (UNet(2, width=4, depth=2), 'UNet sows no layers'),
+    (Perceptron(2, hidden=()), 'Perceptron sows no layers'),
+])
+def test_evidence_of_what_has_no_stages_is_refused(module, message):
+    params, state = jax.eval_shape(lambda: init_variables(module, jax.random.key(0), (8, 8, 2)))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda p, s: evidence(module, p, s, IMAGES), params, state)
 
 
 def test_unknown_mode_is_refused_with_a_suggestion(variables):

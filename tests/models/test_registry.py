@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medrobust_jax.models.forward import apply_model, init_variables
+from medrobust_jax.models.forward import apply_model, evidence, init_variables
 from medrobust_jax.models.registry import MODELS, create_model, options_of
 
 # Parameters as counted for PyTorch: torchvision for 224 pixels, the CIFAR networks for 32.
@@ -98,6 +98,25 @@ def test_every_model_sows_features_and_follows_dtypes(name):
     assert features.dtype == jnp.bfloat16
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype('float32')}
+
+
+@pytest.mark.parametrize(('name', 'options', 'widths'), [
+    ('resnet18', {}, (64, 128, 256, 512)),
+    ('resnet50', {}, (256, 512, 1024, 2048)),
+    ('wide_resnet', {'depth': 10, 'widen_factor': 1}, (16, 32, 64)),
+    ('densenet121', {}, (256, 512, 1024, 1024)),
+    ('mobilenet_v2', {}, (16, 24, 32, 64, 96, 160, 320)),
+    ('vision_transformer', {'width': 16, 'depth': 3, 'num_heads': 2}, (16, 16, 16)),
+    ('perceptron', {'hidden': [8, 5]}, (8, 5)),
+])
+def test_classifiers_show_every_stage(name, options, widths):
+    module = create_model(name, 5, **options)
+    params, state = abstract_variables(module, (32, 32, 2))
+    images = jax.ShapeDtypeStruct((3, 32, 32, 2), jnp.float32)
+    seen = jax.eval_shape(lambda p, s, x: evidence(module, p, s, x), params, state, images)
+    assert [layer.shape for layer in seen['layers']] == [(3, width) for width in widths]
+    assert seen['features'].ndim == 2
+    assert seen['logits'].shape == (3, 5)
 
 
 def test_a_linear_model_has_the_gradient_of_its_weights():
