@@ -1,0 +1,128 @@
+"""A classifier with detectors, from data to the risk page: trained, fitted, attacked, killed and gone on with."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import acdc, oct_phantom
+from configs.base import threat
+from experiments import system
+from experiments.report import write_report
+from experiments.train import train_and_evaluate
+from medrobust_jax.evaluate.detector_files import load_detector
+from medrobust_jax.evaluate.records import read_rows
+
+GRID = (1 / 255, 8 / 255)
+pytestmark = pytest.mark.slow
+
+
+def tiny():
+    config = oct_phantom.get_config('natural')
+    config.data.options = ConfigDict({'num_examples': 96})
+    config.model.options = ConfigDict({'stage_sizes': (1,), 'width': 8, 'stem': 'strided'})
+    config.train.update({'batch_size': 32, 'epochs': 4.0, 'eval_every_epochs': 4.0,
+                         'checkpoint_every_epochs': 4.0})
+    config.validation.update({'num_steps': 1, 'max_examples': 32})
+    config.eval.update({'max_examples': 24, 'block_width': 8, 'chunk': 32, 'eps': GRID, 'num_pictures': 1})
+    config.eval.attacks = ConfigDict({'pgd4': threat('pgd', num_steps=4)})
+    config.eval.system.update({'attacks': ('pgd4',), 'aware_steps': 4, 'aware_rounds': 2, 'num_guides': 1,
+                               'detectors': (('gaussian', {'grouping': 'none', 'shrinkage': .1}),
+                                             ('lid', {'num_neighbors': 5, 'batch_size': 20}),
+                                             ('isolation_forest', {'num_trees': 5}))})
+    return config
+
+
+@pytest.fixture(scope='module')
+def judged(tmp_path_factory):
+    """A workdir that one command filled."""
+    workdir = tmp_path_factory.mktemp('system')
+    report = system.run(tiny(), workdir)
+    return workdir, report, read_rows(workdir / system.ROWS)
+
+
+def value_of(rows, defense, attack, eps, metric):
+    found, = [row.value for row in rows
+              if (row.defense, row.attack, row.eps, row.metric) == (defense, attack, eps, metric)]
+    return found
+
+
+def test_every_system_is_judged_by_who_knows_it_and_who_does_not(judged):
+    _, _, rows = judged
+    systems = {row.defense for row in rows}
+    assert systems == {'natural', 'natural+gaussian', 'natural+lid', 'natural+isolation_forest'}
+    for name in systems:
+        attacks = {row.attack for row in rows if row.defense == name}
+        aware = set() if name == 'natural' else {'aware'}
+        assert attacks == {'clean', 'pgd4', 'worst_unaware', 'worst_case', *aware}
+        for eps in GRID:
+            risk = {attack: value_of(rows, name, attack, eps, 'risk_system') for attack in attacks - {'clean'}}
+            assert risk['worst_case'] == max(risk.values()) or aware
+            assert risk['worst_case'] >= max(risk.values())
+            assert risk['worst_case'] <= value_of(rows, name, 'worst_case', eps, 'risk_classifier')
+    assert value_of(rows, 'natural', 'worst_case', GRID[1], 'risk_system') == value_of(
+        rows, 'natural', 'worst_case', GRID[1], 'risk_classifier'), 'no detector: every wrong answer arrives'
+    assert {row.n for row in rows if row.metric == 'risk_system'} == {24}
+
+
+def test_thresholds_keep_their_promise_and_stand_in_the_rows(judged):
+    workdir, _, rows = judged
+    about = next(row.provenance['detector'] for row in rows if row.defense == 'natural+gaussian')
+    saved = load_detector(workdir / 'detectors' / 'gaussian.npz')
+    assert about['tau'] == saved.threshold.tau
+    assert saved.threshold.false_alarms.value <= .05
+    assert about['options'] == {'grouping': 'none', 'shrinkage': .1}
+
+
+def test_a_detection_rate_never_stands_alone(judged):
+    _, report, rows = judged
+    for row in rows:
+        if row.metric == 'detection_auroc':
+            assert any(other.defense == row.defense and other.attack == 'aware' for other in rows)
+    page = report.read_text()
+    assert 'Risk of the whole system' in page
+    assert 'wrong answers reach the clinic' in page
+
+
+def test_what_is_judged_is_not_judged_again(judged, monkeypatch):
+    workdir, _, rows = judged
+
+    def refuse(*args, **kwargs):
+        raise AssertionError('judged again')
+
+    monkeypatch.setattr(system.systems, 'aware_attack', refuse)
+    monkeypatch.setattr(system.systems, 'blind_attack', refuse)
+    assert system.judge_systems(tiny(), workdir) == rows
+    # A row that is lost is made again, by the detector that was saved.
+    keep = [row for row in rows if row.defense != 'natural+gaussian']
+    (workdir / system.ROWS).unlink()
+    system.update_rows(workdir / system.ROWS, keep)
+    with pytest.raises(AssertionError, match='judged again'):
+        system.judge_systems(tiny(), workdir)
+    system.update_rows(workdir / system.ROWS, rows)
+
+
+def test_several_systems_make_one_report(judged, tmp_path):
+    workdir, _, _ = judged
+    rows = write_report([workdir], tmp_path / 'page.html', title='x')
+    assert not {row.metric for row in rows} & {'risk_system'}, 'risks stay out of the robustness tables'
+
+
+def test_what_cannot_be_judged_is_refused(judged, tmp_path):
+    workdir, _, _ = judged
+    config = tiny()
+    config.eval.system.attacks = ('pgd5',)
+    config.eval.eps = (2 / 255,)
+    with pytest.raises(ValueError, match=r'names pgd5, which config\.eval\.attacks lacks: it has pgd4'):
+        system.judge_systems(config, workdir)
+    config = tiny()
+    config.eval.system.detectors = (('gausian', {}),)
+    with pytest.raises(ValueError, match="did you mean 'gaussian'"):
+        system.judge_systems(config, workdir)
+    dense = acdc.get_config()
+    dense.data.name, dense.data.size = 'cardiac_phantom', 16
+    dense.data.options = ConfigDict({'num_examples': 8})
+    dense.model.options = ConfigDict({'width': 4, 'depth': 2})
+    dense.train.update({'batch_size': 8, 'epochs': 1.0})
+    dense.validation.update({'num_steps': 1, 'max_examples': 4})
+    train_and_evaluate(dense, tmp_path, progress=False)
+    with pytest.raises(ValueError, match="on classification, not on 'segmentation'"):
+        system.judge_systems(dense, tmp_path)
