@@ -2,12 +2,17 @@
 
     python -m benchmarks.dense_costs --what=margins --out=benchmarks/results/dense_costs.jsonl
     python -m benchmarks.dense_costs --what=volume --out=benchmarks/results/dense_costs.jsonl
+    python -m benchmarks.dense_costs --what=detector --height=120 --out=benchmarks/results/dense_costs.jsonl
 
 margins: seconds per update of adaptive margins (AMAT), of SAT (PGD-AT on L2) and of SAT with half the loss clean,
 all with the same number of attack steps on the same U-Net; updates alternate, ratios are taken round by round.
 volume: memory that the compiler reserves for one attack step on a 96^3 volume, over that of a natural training
 step of the same 3-D U-Net.
+detector: minutes that PGD-100 at one radius takes on BCCD's test split (or as many drawn smears, without
+MEDROBUST_DATA), compilation and metrics included, on a device per core. Weights are random: speed does not depend
+on them.
 """
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +23,8 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import rows
-from experiments import runtime
+from configs import bccd
+from experiments import build, runtime
 from medrobust_jax.attacks.pgd import pgd
 from medrobust_jax.attacks.run import perturb
 from medrobust_jax.core import rng
@@ -27,6 +33,8 @@ from medrobust_jax.defenses.adaptive_margin import adaptive_margin
 from medrobust_jax.defenses.pgd_at import pgd_at
 from medrobust_jax.defenses.radius import constant
 from medrobust_jax.defenses.standard import natural
+from medrobust_jax.evaluate.programs import make_layout
+from medrobust_jax.evaluate.suite import Threat, attack_grid
 from medrobust_jax.models.forward import apply_model, eval_forward, init_variables
 from medrobust_jax.models.registry import create_model
 from medrobust_jax.parallel.mesh import data_mesh, put_batch
@@ -36,10 +44,11 @@ from medrobust_jax.train.state import create_state
 from medrobust_jax.train.step import make_train_step
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum('what', 'margins', ['margins', 'volume'], 'Which comparison.')
+flags.DEFINE_enum('what', 'margins', ['margins', 'volume', 'detector'], 'Which comparison.')
 flags.DEFINE_string('out', None, 'JSONL file to which rows are added; default: none.')
 flags.DEFINE_integer('image_size', 64, 'Side of the images of `margins`.', lower_bound=16)
 flags.DEFINE_integer('volume_size', 96, 'Side of the volume.', lower_bound=16)
+flags.DEFINE_integer('height', 120, 'Of the smears of `detector`, which are 4:3.', lower_bound=48)
 flags.DEFINE_integer('batch', 16, 'Images of `margins`.', lower_bound=1)
 flags.DEFINE_integer('num_steps', 20, 'Of the training attacks.', lower_bound=1)
 flags.DEFINE_integer('rounds', 5, 'Updates of each contender that are timed.', lower_bound=1)
@@ -119,6 +128,30 @@ def attack_step(task: Task, module: Any, batch: dict[str, np.ndarray]) -> Any:
     return jax.jit(attacked).lower(variables, keys, batch['image'], batch['segmentation']).compile()
 
 
+def detector() -> dict[str, Any]:
+    """One row: minutes of PGD-100 on every test image."""
+    config, size = bccd.get_config('natural'), (FLAGS.height, FLAGS.height * 4 // 3)
+    config.data.options.size = size
+    if 'MEDROBUST_DATA' not in os.environ:
+        config.data.name, config.data.options = 'cell_phantom', {'size': size, 'num_examples': 72}
+    source = build.load_split(config, 'test', None)
+    task = build.build_task(config, source.info)
+    module, examples = build.build_model(config, task), build.examples_of(source, task, None)
+    variables = init_variables(module, jax.random.key(FLAGS.seed), source.info.image_shape)
+    model = apply_model(module)
+
+    def forward(variables: Any, images: jax.Array, keys: jax.Array) -> Any:
+        return model(*variables, images, batch_norm='eval')[0]
+
+    layout = make_layout(data_mesh(), chunk=config.eval.chunk)
+    threat, started = Threat('pgd100', pgd(num_steps=100, norm='l2'), 'l2'), time.perf_counter()
+    (point,) = attack_grid(forward, variables, task, threat, examples, (config.defense.eps,), layout=layout,
+                           seed=FLAGS.seed, stop_when_fooled=False)
+    task.metrics(point.outputs, examples.targets, examples.groups)
+    return {'dataset': config.data.name, 'size': size, 'num_examples': len(examples.index), 'num_steps': 100,
+            'minutes': (time.perf_counter() - started) / 60, 'devices': layout.mesh.size}
+
+
 def _reserved(compiled: Any) -> float:
     plan = compiled.memory_analysis()
     return (plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
@@ -129,8 +162,9 @@ def main(argv: Sequence[str]) -> None:
     """Measures, prints, and writes the row."""
     if len(argv) > 1:
         raise app.UsageError(f'unknown argument {argv[1]}')
-    runtime.start(cache_dir='')
-    row = {'benchmark': f'dense_costs/{FLAGS.what}', **(margins() if FLAGS.what == 'margins' else volume())}
+    runtime.start(cache_dir='', device_per_core=FLAGS.what == 'detector')
+    measure = {'margins': margins, 'volume': volume, 'detector': detector}[FLAGS.what]
+    row = {'benchmark': f'dense_costs/{FLAGS.what}', **measure()}
     print('\n'.join(f'{name}: {value}' for name, value in row.items()))
     if FLAGS.out:
         rows.append(FLAGS.out, [row])
