@@ -210,11 +210,26 @@ def build_defense(config: ConfigDict, task: Task, durations: Durations) -> Defen
 
 
 def build_helper(config: ConfigDict, task: Task) -> Any:
-    """The naturally trained net of the workdir `config.defense.helper`: `images -> outputs`."""
+    """The naturally trained net of the workdir `config.defense.helper`: `images -> outputs`.
+
+    Raises:
+      ValueError: where none is named, or it saw other images or more labels than this run may.
+    """
     if not config.defense.helper:
         raise ValueError('config.defense.helper is empty: name the workdir of a natural run on the same data, '
                          'e.g. --config.defense.helper=runs/natural')
-    return trained_model(config.defense.helper, task)[0]
+    helper, metadata = trained_model(config.defense.helper, task)
+    theirs, share = metadata['config'], metadata['config']['data'].get('labeled_fraction', 1.0)
+    ours = config.data.get('labeled_fraction', 1.0)
+    place = f'config.defense.helper = {config.defense.helper}'
+    if (theirs['data']['name'], theirs['data']['train_split']) != (config.data.name, config.data.train_split):
+        raise ValueError(f"{place} was trained on {theirs['data']['name']}, {theirs['data']['train_split']}: "
+                         f'choose a run on {config.data.name}, {config.data.train_split}')
+    if share != ours or (ours < 1 and theirs['seed'] != config.seed):
+        raise ValueError(f"{place} saw {share:g} of the labels with seed {theirs['seed']}, this run has {ours:g} "
+                         f'with seed {config.seed}: labels would leak; train a helper with '
+                         f'--config.data.labeled_fraction={ours:g} --config.seed={config.seed}')
+    return helper
 
 
 def trained_model(workdir: str, task: Task) -> tuple[Callable[[jax.Array], Any], Mapping[str, Any]]:

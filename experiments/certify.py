@@ -74,7 +74,8 @@ def certify_run(config: ConfigDict, workdir: str | Path, *, sigma: float, num_sa
     keys, started = rng.example_keys(config.eval.seed, examples.index), time.monotonic()
     found = certify(subject.forward, subject.variables, examples.images, keys, sigma=sigma, layout=layout,
                     num_selection=num_selection, num_samples=num_samples, alpha=alpha)
-    name = f'{subject.identity["defense"]}+smoothing(sigma={sigma:g})'
+    # What decides a certificate stands in the name: curves of different settings must not mix.
+    name = f'{subject.identity["defense"]}+smoothing(sigma={sigma:g}, n={num_samples}, alpha={alpha:g})'
     options = {'attack': ATTACK, 'sigma': sigma, 'num_selection': num_selection, 'num_samples': num_samples,
                'alpha': alpha, 'seed': config.eval.seed}
     evidence = provenance(**subject.fingerprints, block_width=layout.width,

@@ -51,6 +51,10 @@ def evaluate(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = 
     threats = preprocessing.averaged(build.build_threats(attacks, task), task,
                                      num_samples=subject.setting.get('eot_samples', 0))
     if config.eval.surrogate:
+        if subject.setting.get('eot_samples'):
+            raise ValueError('a transfer attack makes one attempt, which a preprocessor that draws judges once, '
+                             'where the other attacks need half of their samples: leave out '
+                             'config.eval.surrogate or config.eval.preprocess')
         threats.append(transfer_from(config.eval.surrogate, task, num_steps=config.eval.surrogate_steps))
     folder = preprocessing.folder_of(subject, workdir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -80,12 +80,14 @@ def explain(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = N
       The rows that were written.
 
     Raises:
-      ValueError: a task without a logit per class, an unknown attack, or an option out of range.
+      ValueError: preprocessing, a task without a logit per class, an unknown attack, or an option out of range.
       FileNotFoundError: no checkpoint, or no saved images.
     """
     started, options = time.monotonic(), options or Options()
     if options.explained not in EXPLAINED:
         did_you_mean(options.explained, EXPLAINED, 'class to explain')
+    if config.eval.preprocess:
+        raise ValueError('explanations are of the model alone: leave out config.eval.preprocess')
     subject, examples, task = subject_of(config, workdir, data_dir=data_dir)
     check_explainable(task, examples)
     baseline = baseline_image(options.ig_baseline, examples.images)

@@ -9,6 +9,7 @@ one. 'rst' takes its pseudo-labels from 'natural' of the same share and seed, so
 finished is not made again: killed and started anew, the command goes on where it stopped.
 """
 import importlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from ml_collections import ConfigDict
 
 from configs.base import threat
 from configs.defenses import ONE_STEP, with_few_labels
+from experiments import build
 from experiments.evaluate import evaluate
 from experiments.train import train_and_evaluate
 from medrobust_jax.evaluate.records import Row, read_rows
 from medrobust_jax.report.summary import eps_text, summary_of
 from medrobust_jax.report.tables import Table, cell_text, to_markdown, to_text
+from medrobust_jax.train.checkpoint import config_fingerprint
 
 NEEDS_HELPER = ('rst',)
 
@@ -69,12 +72,21 @@ def run_all(recipe: str, defenses: Sequence[str], fractions: Sequence[float], se
                 helper = str(Path(workdir) / f'natural_{100 * fraction:g}' / str(seed))
                 config = run_config(recipe, defense, fraction, seed, eps=eps, epochs=epochs, helper=helper)
                 results = folder / 'results.jsonl'
-                if not results.is_file() or not any(row.attack == 'worst_case' for row in read_rows(results)):
+                if not _is_finished(results, config):
                     logging.info('%s, %g %% of the labels, seed %d', defense, 100 * fraction, seed)
                     train_and_evaluate(config, folder, data_dir=data_dir)
                     evaluate(config, folder, data_dir=data_dir)
                 rows += read_rows(results)
     return rows
+
+
+def _is_finished(results: Path, config: ConfigDict) -> bool:
+    """Whether the file holds this very run under all attacks; training refuses the folder of another."""
+    rows = read_rows(results) if results.is_file() else []
+    fingerprint = config_fingerprint(build.training_config(config))
+    found = {row.eps for row in rows if row.attack == 'worst_case'
+             and row.provenance.get('config_fingerprint') == fingerprint}
+    return set(map(float, config.eval.eps)) <= found
 
 
 def fraction_tables(rows: Sequence[Row], fractions: Sequence[float], *, metric: str = 'robust_accuracy'
@@ -86,8 +98,7 @@ def fraction_tables(rows: Sequence[Row], fractions: Sequence[float], *, metric: 
         here = [row for row in rows if (row.eps, row.attack, row.metric) == (eps, attack, metric)]
         lines = []
         for defense in dict.fromkeys(name_and_share(row.defense)[0] for row in here):
-            cells = [[row for row in here if name_and_share(row.defense) == (defense, fraction)]
-                     for fraction in fractions]
+            cells = [[row for row in here if _is_of(row.defense, defense, fraction)] for fraction in fractions]
             lines.append([defense, *(cell_text(summary_of(cell) if cell else None, percent=True, compact=True)
                                      for cell in cells)])
         seeds = sorted({row.seed for row in here})
@@ -96,6 +107,11 @@ def fraction_tables(rows: Sequence[Row], fractions: Sequence[float], *, metric: 
                    f'{len(seeds)} seeds, (lowest to highest); n = {here[0].n}')
         tables.append(Table(caption, ['defense', *(f'{100 * each:g} % labels' for each in fractions)], lines, []))
     return tables
+
+
+def _is_of(name: str, defense: str, fraction: float) -> bool:
+    own, share = name_and_share(name)
+    return own == defense and math.isclose(share, fraction, rel_tol=1e-4)
 
 
 def name_and_share(name: str) -> tuple[str, float]:

@@ -7,8 +7,10 @@ Detectors (`config.eval.system`) are fitted on clean training images, their thre
 images, and the risk that a wrong answer reaches the clinic is measured under attackers who do not know the
 detector, under transfer from `config.eval.surrogate`, and under attackers who know it. Writes detectors/*.npz,
 system.jsonl and report.html; `experiments.report` over several workdirs compares systems. Run again, it goes on
-where it stopped: training from its checkpoint, systems that are in system.jsonl are not judged again.
+where it stopped: training from its checkpoint, and a system that system.jsonl holds with the same settings is not
+judged again.
 """
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,20 +22,19 @@ from ml_collections import ConfigDict
 
 from experiments import build
 from experiments.evaluate import evaluate, subject_of
+from experiments.fitted_detectors import Fitted, Known, fit_rows, fitted_detector
 from experiments.report import write_report
 from experiments.train import train_and_evaluate
-from experiments.training_data import defense_title
+from experiments.training_data import TrainingData, defense_title, load_training_data
 from medrobust_jax.attacks.pgd import pgd
 from medrobust_jax.attacks.transfer import transfer
 from medrobust_jax.core import rng
 from medrobust_jax.core.types import Array, PyTree
-from medrobust_jax.data.source import Source, read_batch
-from medrobust_jax.detectors.detector import Detector
-from medrobust_jax.detectors.registry import SUPERVISED, create_detector
+from medrobust_jax.data.source import read_batch
+from medrobust_jax.detectors.registry import create_detector
 from medrobust_jax.detectors.rejecting import with_rejection
-from medrobust_jax.detectors.threshold import Threshold, calibrate
 from medrobust_jax.evaluate import system as systems
-from medrobust_jax.evaluate.detector_files import load_detector, save_detector
+from medrobust_jax.evaluate.files import plain
 from medrobust_jax.evaluate.programs import Layout, in_chunks, make_layout, make_score
 from medrobust_jax.evaluate.provenance import provenance
 from medrobust_jax.evaluate.records import Row, read_rows, rows_of, update_rows
@@ -52,17 +53,6 @@ NO_DETECTOR = 'none'
 UNAWARE, AWARE, WORST = 'worst_unaware', 'aware', 'worst_case'
 
 
-class Fitted(NamedTuple):
-    """A detector with what it was fitted to; `spread` is the standard deviation of held-out clean scores."""
-
-    name: str
-    options: dict[str, Any]
-    detector: Detector
-    state: PyTree
-    threshold: Threshold
-    spread: float
-
-
 class Bench(NamedTuple):
     """What all systems of a run share."""
 
@@ -73,6 +63,7 @@ class Bench(NamedTuple):
     examples: Examples
     layout: Layout
     seed: int
+    surrogate: str  # fingerprint of its checkpoint; empty for none
 
 
 def judge_systems(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = None,
@@ -89,41 +80,89 @@ def judge_systems(config: ConfigDict, workdir: str | Path, *, data_dir: str | No
       All rows of system.jsonl.
 
     Raises:
-      ValueError: for another task than classification, with preprocessing, or for an attack of
-        `config.eval.system.attacks` that `config.eval.attacks` lacks.
+      ValueError: for another task than classification and what `check_system` refuses; and, after all others have
+        been judged, for detectors that could not be fitted.
     """
+    check_system(config)
     subject, examples, task = subject_of(config, workdir, data_dir=data_dir)
     if task.name != 'classification':
         raise ValueError(f"systems with a detector are judged on classification, not on '{task.name}'")
-    if config.eval.preprocess:
-        raise ValueError('config.eval.preprocess stands before a model, a detector beside it: judge one at a time')
-    layout = make_layout(data_mesh(), width=config.eval.block_width, chunk=config.eval.chunk)
-    bench = Bench(config, Path(workdir), subject, build.build_model(config, task), examples, layout,
-                  config.eval.seed)
-    known = [build.load_split(config, split, data_dir)
-             for split in (config.data.train_split, config.data.validation_split)]
+    surrogate = config.eval.surrogate
+    bench = Bench(
+        config, Path(workdir), subject, build.build_model(config, task), examples,
+        make_layout(data_mesh(), width=config.eval.block_width, chunk=config.eval.chunk), config.eval.seed,
+        load_for_evaluation(surrogate, 'best')[2]['checkpoint_fingerprint'] if surrogate else '')
+    data = load_training_data(config, data_dir)
+    known = _known(bench, data, data_dir)
+    for name, options in config.eval.system.detectors:  # before any hour is spent
+        create_detector(name, forward_evidence=known.forward_evidence, **dict(options))
     blind: dict[str, list[Found]] = {}
+    failed = []
     for name, options in ((NO_DETECTOR, {}), *config.eval.system.detectors):
         label = subject.identity['defense'] + ('' if name == NO_DETECTOR else f'+{name}')
-        if _is_judged(bench, label):
+        settings = _settings(bench, name, dict(options))
+        if _is_judged(bench, label, settings):
             continue
-        fitted = None if name == NO_DETECTOR else _fitted(bench, name, dict(options), *known)
+        try:
+            fitted = None if name == NO_DETECTOR else _fitted(bench, name, dict(options), known)
+        except ValueError as error:
+            logging.warning('%s is left out: %s', label, error)
+            failed.append(f'{name} ({error})')
+            continue
         if not blind:
             blind = blind_attacks(bench)
-        rows = _rows(bench, label, fitted, _attacked(bench, fitted, blind, known[0]))
+        rows = _rows(bench, label, fitted, _attacked(bench, fitted, blind, data), settings)
         update_rows(bench.workdir / ROWS, rows)
         if progress:
             worst = [row for row in rows if (row.attack, row.metric) == (WORST, 'risk_system')]
             logging.info('%s: risk %s', label, ', '.join(f'{row.value:.3f} at {row.eps:.4f}' for row in worst))
+    if failed:
+        raise ValueError('judged, but for detectors that could not be fitted to this model: ' + '; '.join(failed))
     return read_rows(bench.workdir / ROWS)
 
 
-def _is_judged(bench: Bench, label: str) -> bool:
-    """Whether system.jsonl holds the worst case of this system, of this very checkpoint and all radii."""
+def check_system(config: ConfigDict) -> None:
+    """Refuses settings of `config.eval.system` that cannot be meant, before anything is trained.
+
+    Raises:
+      ValueError: for preprocessing beside detectors, two detectors of one name, or attacks that are unknown, no
+        single attacks, of another norm than Linf, or of radii of their own.
+    """
+    if config.eval.preprocess:
+        raise ValueError('config.eval.preprocess stands before a model, a detector beside it: judge one at a time')
+    names = [name for name, _ in config.eval.system.detectors]
+    if len(set(names)) < len(names) or NO_DETECTOR in names:
+        raise ValueError(f'config.eval.system.detectors are called {names}: each name once, none of '
+                         f'them "{NO_DETECTOR}"')
+    chosen = config.eval.system.attacks
+    missing = [name for name in chosen if name not in config.eval.attacks]
+    if missing or not (chosen or config.eval.surrogate):
+        raise ValueError(f'config.eval.system.attacks names {", ".join(missing) or "nothing"}, which '
+                         f'config.eval.attacks lacks: it has {", ".join(config.eval.attacks)}')
+    bad = [name for name in chosen if config.eval.attacks[name].attack in build.ENSEMBLES
+           or config.eval.attacks[name].options.get('norm', 'linf') != 'linf' or config.eval.attacks[name].eps]
+    if bad:
+        raise ValueError(f'config.eval.system.attacks: {", ".join(bad)} cannot serve; single Linf attacks on '
+                         'config.eval.eps do')
+
+
+def _settings(bench: Bench, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """All that decides a system's rows besides the checkpoint, as JSON holds it."""
+    chosen = bench.config.eval
+    values = {'detector': [name, options], 'split': chosen.split, 'seed': chosen.seed,
+              'surrogate': [bench.surrogate, chosen.surrogate_steps],
+              'system': {key: value for key, value in chosen.system.to_dict().items() if key != 'detectors'},
+              'attacks': {each: chosen.attacks[each].to_dict() for each in chosen.system.attacks},
+              'num_examples': len(bench.examples.index), **bench.subject.fingerprints}
+    return json.loads(json.dumps(plain(values)))
+
+
+def _is_judged(bench: Bench, label: str, settings: dict[str, Any]) -> bool:
+    """Whether system.jsonl holds the worst case of this system with these settings at all radii."""
     path = bench.workdir / ROWS
     rows = read_rows(path) if path.is_file() else []
-    found = {row.eps for row in rows if (row.defense, row.attack) == (label, WORST) and
-             row.provenance.get('checkpoint_fingerprint') == bench.subject.fingerprints['checkpoint_fingerprint']}
+    found = {row.eps for row in rows if (row.defense, row.attack) == (label, WORST)
+             and row.provenance.get('settings') == settings}
     return set(map(float, bench.config.eval.eps)) <= found
 
 
@@ -131,12 +170,12 @@ def system_of(bench: Bench, fitted: Fitted | None) -> System:
     """The model with a detector; without one every image is accepted."""
     module = bench.module
 
-    def plain(variables: PyTree, images: Array, keys: Array) -> dict[str, Array]:
+    def plain_model(variables: PyTree, images: Array, keys: Array) -> dict[str, Array]:
         seen = evidence(module, *variables, images)
         return {'logits': seen['logits'], 'features': seen['features'], 'score': seen['logits'][:, 0] * 0}
 
     if fitted is None:
-        return System(plain, bench.subject.variables, bench.subject.task, -np.inf, 1.0)
+        return System(plain_model, bench.subject.variables, bench.subject.task, -np.inf, 1.0)
     detector, tau = fitted.detector, fitted.threshold.tau
 
     def forward(variables: PyTree, images: Array, keys: Array) -> dict[str, Array]:
@@ -150,12 +189,7 @@ def system_of(bench: Bench, fitted: Fitted | None) -> System:
 
 def blind_attacks(bench: Bench) -> dict[str, list[Found]]:
     """What attackers who do not know any detector find, by the attack's name, over the eps grid."""
-    chosen = bench.config.eval.system.attacks
-    missing = [name for name in chosen if name not in bench.config.eval.attacks]
-    if missing:
-        raise ValueError(f'config.eval.system.attacks names {", ".join(missing)}, which config.eval.attacks '
-                         f'lacks: it has {", ".join(bench.config.eval.attacks)}')
-    specs = {name: bench.config.eval.attacks[name] for name in chosen}
+    specs = {name: bench.config.eval.attacks[name] for name in bench.config.eval.system.attacks}
     threats: list[Any] = build.build_threats(specs, bench.subject.task)
     if bench.config.eval.surrogate:
         threats.append(_transfer(bench))
@@ -182,124 +216,111 @@ def _transfer(bench: Bench) -> Threat:
     return Threat(name, transfer(pgd(num_steps=bench.config.eval.surrogate_steps), forward), options=about)
 
 
-def _evidence_of(bench: Bench, images: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
-    """What detectors read of `images`, on the host."""
-    module = bench.module
-    forward = lambda variables, x, keys: evidence(module, *variables, x)  # noqa: E731
-    keys = rng.example_keys(bench.seed, rows)
-    return in_chunks(make_score(forward, bench.layout), bench.layout)(bench.subject.variables, keys, images)
+def _known(bench: Bench, data: TrainingData, data_dir: str | None) -> Known:
+    """What detectors may be fitted on."""
+    module, variables, config = bench.module, bench.subject.variables, bench.config
+    forward = lambda variables, images, keys: evidence(module, *variables, images)  # noqa: E731
+    score = in_chunks(make_score(forward, bench.layout), bench.layout)
+
+    def evidence_of(images: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
+        return score(variables, rng.example_keys(bench.seed, rows), images)
+
+    def attacked(images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
+        threat = Threat('pgd', pgd(num_steps=config.validation.num_steps))
+        (found,) = systems.blind_attack(system_of(bench, None), threat, Examples(images, labels, rows),
+                                        (config.validation.eps,), layout=bench.layout, seed=bench.seed)
+        return evidence_of(found.images, rows)
+
+    return Known(partial(evidence, module, *variables), evidence_of, attacked, data.whole, data.labeled,
+                 build.load_split(config, config.data.validation_split, data_dir), bench.seed,
+                 config.eval.system.max_fit)
 
 
-def _fitted(bench: Bench, name: str, options: dict[str, Any], train: Source, validation: Source) -> Fitted:
-    """The detector `name`: read from its file, or fitted, calibrated and saved there."""
-    chosen, path = bench.config.eval.system, bench.workdir / 'detectors' / f'{name}.npz'
-    detector = create_detector(name, forward_evidence=partial(evidence, bench.module, *bench.subject.variables),
-                               **options)
-    checkpoint = bench.subject.fingerprints['checkpoint_fingerprint']
-    if path.is_file():
-        saved = load_detector(path, checkpoint_fingerprint=checkpoint)
-        if saved.threshold and (saved.options, saved.threshold.allowed) == (options, chosen.false_alarm_rate):
-            return Fitted(name, options, detector, saved.state, saved.threshold, saved.provenance['spread'])
-    rows = np.arange(min(len(train), chosen.max_fit))
-    known = read_batch(train, rows)
-    state = detector.fit(_evidence_of(bench, known['image'], rows), known['label'], jax.random.key(bench.seed))
-    held_out = read_batch(validation, np.arange(len(validation)))
-    rows = np.arange(len(validation))
-    seen = _evidence_of(bench, held_out['image'], rows)
-    if name in SUPERVISED:
-        # One half to learn from, attacked and not; the threshold is calibrated on the other.
-        assert detector.fit_adversarial is not None
-        learned, rows = rows[::2], rows[1::2]
-        attacked = _attacked_evidence(bench, held_out, learned)
-        state = detector.fit_adversarial(state, _take(seen, learned), attacked)
-    scores = np.asarray(jax.jit(detector.score)(state, _take(seen, rows)))
-    groups = held_out['group'][rows] if 'group' in held_out else None
-    threshold = calibrate(scores, false_alarm_rate=chosen.false_alarm_rate, groups=groups)
-    spread = max(float(scores.std()), 1e-6)
-    origin = {**provenance(**bench.subject.fingerprints), 'spread': spread}
-    save_detector(path, name, options, state, threshold, origin)
-    return Fitted(name, options, detector, state, threshold, spread)
+def _fitted(bench: Bench, name: str, options: dict[str, Any], known: Known) -> Fitted:
+    chosen = bench.config.eval.system
+    origin = {'checkpoint_fingerprint': bench.subject.fingerprints['checkpoint_fingerprint'], 'seed': bench.seed,
+              'max_fit': chosen.max_fit, 'fitted_on': known.images.info.fingerprint,
+              'calibrated_on': known.held_out.info.fingerprint}
+    return fitted_detector(name, options, known, path=bench.workdir / 'detectors' / f'{name}.npz', origin=origin,
+                           false_alarm_rate=chosen.false_alarm_rate)
 
 
-def _attacked_evidence(bench: Bench, held_out: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
-    """The evidence of validation images under PGD at the validation's eps, to learn from."""
-    examples = Examples(held_out['image'][rows], held_out['label'][rows], rows)
-    threat = Threat('pgd', pgd(num_steps=bench.config.validation.num_steps))
-    (found,) = systems.blind_attack(system_of(bench, None), threat, examples, (bench.config.validation.eps,),
-                                    layout=bench.layout, seed=bench.seed)
-    return _evidence_of(bench, found.images, rows)
-
-
-def _take(tree: PyTree, rows: np.ndarray) -> Any:
-    return jax.tree.map(lambda leaf: leaf[rows], tree)
-
-
-def _attacked(bench: Bench, fitted: Fitted | None, blind: dict[str, list[Found]], train: Source
+def _attacked(bench: Bench, fitted: Fitted | None, blind: dict[str, list[Found]], data: TrainingData
               ) -> dict[str, list[Found]]:
-    """What every attack does to one system, over the eps grid; key 'clean' holds the images as they are."""
+    """What every attack does to one system, over the eps grid; key 'clean' holds the images as they are.
+
+    The model alone meets the aware attack as well, which is then one on the classifier: systems are compared
+    under equally many runs.
+    """
     system, shared = system_of(bench, fitted), {'layout': bench.layout, 'seed': bench.seed}
-    labels = np.asarray(bench.examples.targets)
+    labels, chosen = np.asarray(bench.examples.targets), bench.config.eval.system
     outputs = systems.outputs_of(system, bench.examples, **shared)
     clean = Found(0.0, systems.judged(system, outputs, labels), outputs['score'], bench.examples.images)
     found = {'clean': [clean]}
     for name, points in blind.items():
         found[name] = [systems.rejudged(system, point, bench.examples, **shared) for point in points]
-    if fitted is not None:
-        chosen = bench.config.eval.system
-        guides = None
-        if chosen.num_guides:
-            rows = np.arange(min(len(train), chosen.max_fit))
-            seen = systems.outputs_of(system, Examples(read_batch(train, rows)['image'], None, rows), **shared)
-            accepted = seen['score'] >= system.tau
-            known = {'features': seen['features'][accepted], 'prediction': seen['logits'].argmax(1)[accepted]}
-            guides = systems.guides_for(outputs['features'], labels, known, count=chosen.num_guides)
-        found[AWARE] = systems.aware_attack(
-            system, bench.examples, tuple(bench.config.eval.eps), guides=guides, num_steps=chosen.aware_steps,
-            num_rounds=chosen.aware_rounds, **shared)
+    found[AWARE] = systems.aware_attack(
+        system, bench.examples, tuple(bench.config.eval.eps), num_steps=chosen.aware_steps,
+        guides=_guides(bench, system, outputs['features'], data), num_rounds=chosen.aware_rounds, **shared)
     return found
 
 
-def _rows(bench: Bench, label: str, fitted: Fitted | None, found: dict[str, list[Found]]) -> list[Row]:
+def _guides(bench: Bench, system: System, features: np.ndarray, data: TrainingData) -> np.ndarray | None:
+    """Features of accepted training images for the aware attack; None where there are none to take on."""
+    chosen = bench.config.eval.system
+    if not chosen.num_guides:
+        return None
+    rows = fit_rows(data.whole, most=chosen.max_fit, seed=bench.seed)
+    known = Examples(read_batch(data.whole, rows)['image'], None, rows)
+    seen = systems.outputs_of(system, known, layout=bench.layout, seed=bench.seed)
+    accepted = seen['score'] >= system.tau
+    pool = {'features': seen['features'][accepted], 'prediction': seen['logits'].argmax(1)[accepted]}
+    try:
+        return systems.guides_for(features, np.asarray(bench.examples.targets), pool, count=chosen.num_guides)
+    except ValueError as error:  # a model that names one class only
+        logging.warning('The aware attack goes without guides: %s', error)
+        return None
+
+
+def _rows(bench: Bench, label: str, fitted: Fitted | None, found: dict[str, list[Found]],
+          settings: dict[str, Any]) -> list[Row]:
     """One system's risks and detection rates under every attack, and under the worst per image."""
     groups, (clean,) = bench.examples.groups, found['clean']
     tau = -np.inf if fitted is None else fitted.threshold.tau
     rejected_clean = ~(clean.score >= tau)
-    evidence_of_run = {**provenance(**bench.subject.fingerprints, block_width=bench.layout.width)}
+    about: dict[str, Any] = {**provenance(**bench.subject.fingerprints, block_width=bench.layout.width),
+                             'settings': settings}
     if fitted is not None:
-        evidence_of_run['detector'] = {'name': fitted.name, 'options': fitted.options, 'tau': tau,
-                                       'false_alarms_on_validation': fitted.threshold.false_alarms.value}
+        about['detector'] = {'name': fitted.name, 'options': fitted.options, 'tau': tau,
+                             'false_alarms_on_validation': fitted.threshold.false_alarms.value}
     identity = {**bench.subject.identity, 'defense': label}
     rows: list[Row] = []
 
     def add(attack: str, eps: float, outcomes: Outcomes, more: dict[str, Any], options: dict[str, Any]) -> None:
         estimates = {**risk_estimates(outcomes, rejected_clean, groups), **more}
         rows.extend(rows_of(estimates, **identity, attack=attack, norm='linf' if eps else '', eps=eps,
-                            attack_options=options, provenance=evidence_of_run))
+                            attack_options=options, provenance=about))
 
     add('clean', 0.0, clean.outcomes, {'false_alarms': proportion(rejected_clean, groups)}, {})
     curves = {name: nested_outcomes([point.outcomes for point in (clean, *points)])[1:]
               for name, points in found.items() if name != 'clean'}
-    options = _options(bench)
-    for name, points in found.items():
-        for point, outcomes in zip(points, curves.get(name, ()), strict=False):
+    chosen = bench.config.eval.system
+    aware = {'attack': 'apgd', 'num_steps': chosen.aware_steps, 'num_rounds': chosen.aware_rounds,
+             'num_guides': chosen.num_guides}
+    for name, outcomes_by_eps in curves.items():
+        for point, outcomes in zip(found[name], outcomes_by_eps, strict=True):
             more = {} if fitted is None else _detected(clean, point, tau, groups)
-            add(name, point.eps, outcomes, more, options.get(name, {'attack': name}))
+            add(name, point.eps, outcomes, more, aware if name == AWARE else {'attack': name})
     unaware = [name for name in curves if name != AWARE]
-    for position, point in enumerate(next(iter(found[name] for name in unaware))):
+    for position, point in enumerate(found[AWARE]):
         for name, members in ((UNAWARE, unaware), (WORST, list(curves))):
             add(name, point.eps, worst_of([curves[each][position] for each in members]), {}, {'attacks': members})
     return rows
 
 
-def _options(bench: Bench) -> dict[str, dict[str, Any]]:
-    chosen = bench.config.eval.system
-    return {AWARE: {'attack': 'apgd', 'num_steps': chosen.aware_steps, 'num_rounds': chosen.aware_rounds,
-                    'num_guides': chosen.num_guides}}
-
-
 def _detected(clean: Found, point: Found, tau: float, groups: np.ndarray | None) -> dict[str, Any]:
-    """How the detector fares on the images that fool the classifier."""
-    rows = np.flatnonzero(point.outcomes.wrong)
+    """How the detector fares on the images that an attack made wrong, without those wrong as they are."""
+    rows = np.flatnonzero(point.outcomes.wrong & ~clean.outcomes.wrong)
     if not len(rows):
         return {}
     rates = detection_metrics(clean.score, point.score[rows], groups, rows=rows)
@@ -309,16 +330,25 @@ def _detected(clean: Found, point: Found, tau: float, groups: np.ndarray | None)
 
 def run(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = None) -> Path:
     """Trains, evaluates, judges the systems, and writes the report; returns its path."""
+    check_system(config)
     train_and_evaluate(config, workdir, data_dir=data_dir)
-    results = Path(workdir) / 'results.jsonl'
-    fingerprint = load_for_evaluation(workdir, config.eval.checkpoint)[2]['checkpoint_fingerprint']
-    known = read_rows(results) if results.is_file() else []
-    if not any(row.provenance.get('checkpoint_fingerprint') == fingerprint for row in known):
+    if not _is_evaluated(config, Path(workdir) / 'results.jsonl', workdir):
         evaluate(config, workdir, data_dir=data_dir)
     judge_systems(config, workdir, data_dir=data_dir, progress=True)
     out = Path(workdir) / 'report.html'
     write_report([workdir], out, title=f'{config.data.name}: {defense_title(config)}, with and without a detector')
     return out
+
+
+def _is_evaluated(config: ConfigDict, results: Path, workdir: str | Path) -> bool:
+    """Whether results.jsonl holds this checkpoint under every attack of the config, and the worst of them."""
+    fingerprint = load_for_evaluation(workdir, config.eval.checkpoint)[2]['checkpoint_fingerprint']
+    known = read_rows(results) if results.is_file() else []
+    mine = {row.attack for row in known if row.defense == defense_title(config)
+            and row.provenance.get('checkpoint_fingerprint') == fingerprint}
+    names = [config.eval.ensemble] if config.eval.ensemble else list(config.eval.attacks)
+    several = len(names) + bool(config.eval.surrogate) > 1
+    return {'clean', *names, *(['worst_case'] if several else [])} <= mine
 
 
 if __name__ == '__main__':

@@ -54,7 +54,7 @@ def replays_of(config: ConfigDict) -> int:
 def defense_title(config: ConfigDict) -> str:
     """What results call the run's defense: its name, and the share of labels where it is below 1."""
     fraction = config.data.get('labeled_fraction', 1.0)
-    return config.defense.name if fraction == 1 else f'{config.defense.name}, {100 * fraction:.3g} % of labels'
+    return config.defense.name if fraction == 1 else f'{config.defense.name}, {100 * fraction:.6g} % of labels'
 
 
 def training_batches(config: ConfigDict, data: TrainingData, start_step: int) -> Iterator[NumpyBatch]:

@@ -132,7 +132,8 @@ def aware_attack(system: System, examples: Examples, eps_grid: Sequence[float], 
       slack: see `tasks.system.joint`.
 
     Returns:
-      What was found, per eps, ascending: per example an image that reaches the clinic, else the last one tried.
+      What was found, per eps, ascending: per example an image that reaches the clinic, else the last that fooled
+      the classifier, else the last tried. Images of smaller radii are kept where nothing better was found.
 
     Raises:
       ValueError: for num_rounds < 1.
@@ -186,7 +187,9 @@ def guides_for(features: np.ndarray, labels: np.ndarray, known: Mapping[str, np.
             raise ValueError(f'no accepted clean image is predicted as another class than {label}: '
                              'there are no features to take on')
         rows = np.flatnonzero(labels == label)
-        distance = ((features[rows, None] - others[None])**2).sum(axis=-1)
+        wanted = np.asarray(features[rows], np.float32)
+        # Expanded, so that memory grows with pairs of images and not with features too.
+        distance = (wanted**2).sum(axis=1)[:, None] - 2 * wanted @ others.T + (others**2).sum(axis=1)
         nearest = np.argsort(distance, axis=1, kind='stable')[:, :count]
         chosen[rows] = others[np.resize(nearest.T, (count, len(rows))).T]
     return chosen
@@ -208,8 +211,10 @@ def _try(system: System, task: Task, examples: Examples, best: Found, targets: M
     new = _found(system, point, labels[rows])
     for kept, now in zip(tried, new.outcomes, strict=True):
         kept[rows] = now
+    # What is kept belongs to the verdict: an image that fooled the classifier is not replaced by one that did not.
+    take = new.outcomes.wrong | ~best.outcomes.wrong[rows]
     score, images = best.score.copy(), best.images.copy()
-    score[rows], images[rows] = new.score, new.images
+    score[rows[take]], images[rows[take]] = new.score[take], new.images[take]
     wrong = best.outcomes.wrong | tried.wrong
     return Found(best.eps, Outcomes(wrong, best.outcomes.reached | tried.reached), score, images), tried
 

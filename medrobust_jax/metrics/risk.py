@@ -89,7 +89,11 @@ def risk_estimates(found: Outcomes, rejected_clean: ArrayLike, groups: ArrayLike
                  'risk_system': proportion(found.reached, groups)}
     for cost in costs:
         per_example = found.reached + cost * rejected
-        estimates[f'risk_cost_{cost:g}'] = bootstrap(weighted_mean, (per_example,), groups=groups, weighted=True)
+        estimate = bootstrap(weighted_mean, (per_example,), groups=groups, weighted=True)
+        if np.ptp(per_example) == 0 and not rejected.any():
+            # Where all examples agree a bootstrap would claim certainty.
+            estimate = estimates['risk_system']
+        estimates[f'risk_cost_{cost:g}'] = estimate
     return estimates
 
 

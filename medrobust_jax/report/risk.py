@@ -3,15 +3,16 @@
 A detector's AUROC is shown only beside that under an attack which knows the detector: without it, the number says
 how well the detector finds attackers who do not know that it exists.
 
-Contents: `RISK`, `risk_section`; its parts `risk_panels`, `risk_sentences`, `risk_table`, `cost_table`,
-`detection_table`, `risk_figures`.
+Contents: `RISK`, `risk_section`; its parts `named_systems`, `risk_panels`, `risk_sentences`, `risk_table`,
+`cost_table`, `detection_table`, `risk_figures`.
 
 Example:
 
     page += risk_section(read_rows(workdir / 'system.jsonl'))
 """
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -44,14 +45,32 @@ _CAPTION = ('risk as the attack may change the image more, with each detector an
 _SIGN = '+'  # a system is called 'defense+detector'
 
 
+class Named(NamedTuple):
+    """What a system of a table is: the model's name without a detector, and the detector's, '' for none."""
+
+    model: str
+    detector: str
+
+
+def named_systems(rows: Sequence[ResultRow]) -> dict[str, Named]:
+    """By the name that tables give a system: which model and which detector it is."""
+    names, found = system_names(rows), {}
+    for row in rows:
+        defense, _, detector = row.defense.partition(_SIGN)
+        name = names[run_of(row)]
+        found[name] = Named(name.replace(row.defense, defense, 1), detector)
+    return found
+
+
 def risk_section(rows: Sequence[ResultRow]) -> str:
     """The report's page on systems with a detector, as HTML; empty without such rows."""
     rows, parts = list(rows), []
     for panel in risk_panels(rows):
-        sentences = ''.join(f'<li>{escape(each)}</li>' for each in risk_sentences(panel))
+        named = named_systems(rows)
+        sentences = ''.join(f'<li>{escape(each)}</li>' for each in risk_sentences(panel, named))
         parts.append(f'<p>{escape(_WHAT_RISK_IS)}</p>' + (f'<ul>{sentences}</ul>' if sentences else ''))
         parts += [image(to_svg(figure), 'svg+xml', f'{panel.dataset}, {base}: {_CAPTION}')
-                  for base, figure in risk_figures(panel)]
+                  for base, figure in risk_figures(panel, named)]
         parts += [to_html(cost_table(rows, panel)), to_html(risk_table(panel))]
         table = detection_table(rows, panel)
         parts += [to_html(table)] if table else []
@@ -68,32 +87,33 @@ def risk_table(panel: Panel) -> Table:
     return robustness_table(panel)
 
 
-def risk_sentences(panel: Panel) -> list[str]:
-    """For each model, what a detector changes at the largest eps, in words and whole images of a hundred."""
-    worst = _curves(panel, WORST_PER_IMAGE)
-    unaware = _curves(panel, UNAWARE)
+def risk_sentences(panel: Panel, named: Mapping[str, Named]) -> list[str]:
+    """For each model, what the first of its detectors changes at the largest eps, in whole images of a hundred.
+
+    The first is the one that the evaluation names first: choosing the best by these very images would flatter it.
+    """
+    worst, unaware = _curves(panel, WORST_PER_IMAGE), _curves(panel, UNAWARE)
     eps, found = panel.eps[-1], []
-    for base in dict.fromkeys(system.split(_SIGN)[0] for system in worst):
-        alone = worst.get(base, {}).get(eps)
-        guarded = {system: points[eps] for system, points in worst.items()
-                   if system.startswith(base + _SIGN) and eps in points}
-        if alone is None or not guarded:
+    for model in dict.fromkeys(named[system].model for system in worst):
+        own = [system for system in worst if named[system].model == model and eps in worst[system]]
+        alone = next((worst[system][eps] for system in own if not named[system].detector), None)
+        guarded = next((system for system in own if named[system].detector), None)
+        if alone is None or guarded is None:
             continue
-        best = min(guarded, key=lambda system: guarded[system].value)
-        blind = unaware.get(best, {}).get(eps)
+        blind = unaware.get(guarded, {}).get(eps)
         found.append(
-            f'{panel.dataset}, {base}: of 100 images that somebody changes by at most '
+            f'{panel.dataset}, {model}: of 100 images that somebody changes by at most '
             f'{eps_text(eps, panel.norm)}, {_hundred(alone)} wrong answers reach the clinic where no detector is '
-            f'used. With the best of {len(guarded)} detectors ({best.split(_SIGN)[1]}) '
-            + (f'{_hundred(blind)} do if the attacker does not know the detector, and ' if blind else '')
-            + f'{_hundred(guarded[best])} if the attacker knows it.')
+            f'used. With the detector {named[guarded].detector} '
+            + (f'{_hundred(blind)} do if the attacker does not know it, and ' if blind else '')
+            + f'{_hundred(worst[guarded][eps])} if the attacker does.')
     return found
 
 
 def cost_table(rows: Sequence[ResultRow], panel: Panel) -> Table:
     """What a system costs when nobody attacks, and its risk at the middle eps with needless referrals priced."""
-    rows = [row for row in rows if (row.dataset, row.split) == (panel.dataset, panel.split)]
     names, eps = system_names(rows), panel.eps[(len(panel.eps) - 1) // 2]
+    rows = [row for row in rows if (row.dataset, row.split) == (panel.dataset, panel.split)]
     weights = sorted({float(row.metric.removeprefix(_COST)) for row in rows if row.metric.startswith(_COST)})
     lines = []
     for system in panel.systems:
@@ -115,15 +135,15 @@ def detection_table(rows: Sequence[ResultRow], panel: Panel) -> Table | None:
 
     Systems that no aware attack was run on are left out; None where no system is left.
     """
+    names, named, eps = system_names(rows), named_systems(rows), panel.eps[(len(panel.eps) - 1) // 2]
     rows = [row for row in rows if (row.dataset, row.split) == (panel.dataset, panel.split)]
-    names, eps = system_names(rows), panel.eps[(len(panel.eps) - 1) // 2]
     measured = [row for row in rows if row.metric == 'detection_auroc' and row.eps == eps]
     attacks = [name for name in dict.fromkeys(row.attack for row in measured) if name != AWARE]
     lines = []
     for system in panel.systems:
         own = [row for row in rows if names[run_of(row)] == system and row.eps == eps]
         # A detector that the aware attack always defeats or never needs to has rows of the attack all the same.
-        if _SIGN in system and any(row.attack == AWARE for row in own):
+        if named[system].detector and any(row.attack == AWARE for row in own):
             lines.append([system_text(system, panel.runs[system]),
                           *(_cell(own, name, eps, 'detection_auroc') for name in attacks),
                           _cell(own, AWARE, eps, 'detection_auroc'), _cell(own, AWARE, eps, 'rejected')])
@@ -135,15 +155,15 @@ def detection_table(rows: Sequence[ResultRow], panel: Panel) -> Table | None:
     return Table(caption, ['system', *attacks, 'aware', 'aware: rejected'], lines, [])
 
 
-def risk_figures(panel: Panel) -> list[tuple[str, Figure]]:
-    """One figure per model: risk over eps, a line per detector; with its name."""
+def risk_figures(panel: Panel, named: Mapping[str, Named]) -> list[tuple[str, Figure]]:
+    """One figure per model: risk over eps, a line per detector; with the model's name."""
     found = []
-    for base in dict.fromkeys(system.split(_SIGN)[0] for system in panel.systems):
-        own = tuple(system for system in panel.systems if system.split(_SIGN)[0] == base)
+    for model in dict.fromkeys(named[system].model for system in panel.systems):
+        own = tuple(system for system in panel.systems if named[system].model == model)
         kept = [curve for curve in panel.curves if curve.system in own
                 and curve.attack in (CLEAN, WORST_PER_IMAGE, UNAWARE)]
         if any(curve.attack != CLEAN for curve in kept):
-            found.append((base, curve_figure(panel._replace(systems=own, curves=kept))))
+            found.append((model, curve_figure(panel._replace(systems=own, curves=kept))))
     return found
 
 

@@ -118,6 +118,17 @@ def test_joint_loss_by_hand():
         system_tasks.joint(TASK, tau=0., spread=0.)
 
 
+def test_the_image_that_is_kept_is_the_one_that_was_wrong():
+    """Guides lead to images that are right and accepted; the wrong ones that were rejected stay the findings."""
+    system = system_of(lambda pixels: -jnp.abs(pixels.sum(axis=1) - .9), tau=-.01)
+    lower = EXAMPLES._replace(images=IMAGES[::2], targets=LABELS[::2], index=np.arange(2))
+    guides = np.repeat(IMAGES[::2].reshape(2, 1, 2), 1, axis=1)  # the images themselves: right and accepted
+    (found,) = aware_attack(system, lower, (.25,), guides=guides, num_steps=10, num_rounds=2, **SETTINGS)
+    assert found.outcomes.wrong.all()
+    assert not found.outcomes.reached.any()
+    assert (found.score < system.tau).all(), 'what is wrong and did not reach the clinic was rejected'
+
+
 def test_settings_are_checked():
     system = system_of(lambda pixels: pixels[:, 0], tau=0.)
     with pytest.raises(ValueError, match='num_rounds = 0'):

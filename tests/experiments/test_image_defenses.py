@@ -140,7 +140,8 @@ def test_a_denoiser_is_trained_and_put_before_the_model(trained, tiny_config, tm
 def test_certificates_reach_rows_and_report(trained, tiny_config):
     config = behind(tiny_config(), ('median', {'size': 2}))
     rows = certify_run(config, trained, sigma=.1, num_samples=50, radii=(0.0, .05, .1), max_examples=16)
-    assert {row.defense for row in rows} == {'pgd_at+median(size=2)+smoothing(sigma=0.1)'}
+    name = 'pgd_at+median(size=2)+smoothing(sigma=0.1, n=50, alpha=0.001)'
+    assert {row.defense for row in rows} == {name}
     values = {(row.metric, row.eps): row.value for row in rows}
     assert list(values) == [('accuracy', 0.0), ('abstention_rate', 0.0), ('certified_accuracy', 0.0),
                             ('certified_accuracy', .05), ('certified_accuracy', .1)]

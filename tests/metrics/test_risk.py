@@ -26,6 +26,12 @@ def test_by_hand():
     assert risks['risk_system'].method == 'wilson'
 
 
+def test_no_certainty_where_all_examples_agree():
+    everybody = risk_estimates(Outcomes(*np.ones((2, 20), bool)), np.zeros(20, bool))
+    assert everybody['risk_cost_0.1'] == everybody['risk_system']
+    assert everybody['risk_cost_0.1'].low < 1
+
+
 def test_a_detector_that_accepts_all_changes_nothing_and_one_that_rejects_all_leaves_no_risk():
     everything = risk_estimates(outcomes(WRONG, np.ones(8, bool)), np.zeros(8, bool))
     assert everything['risk_system'] == everything['risk_classifier']

@@ -5,6 +5,7 @@ from medrobust_jax.report.html import build_report
 from medrobust_jax.report.risk import (
     cost_table,
     detection_table,
+    named_systems,
     risk_figures,
     risk_panels,
     risk_section,
@@ -37,9 +38,9 @@ def systems(make_row):
 
 def test_what_a_detector_changes_is_said_in_words(systems):
     panel, = risk_panels(systems)
-    sentence, = risk_sentences(panel)
+    sentence, = risk_sentences(panel, named_systems(systems))
     assert 'at most 8/255, 60 wrong answers reach the clinic where no detector is used' in sentence
-    assert '(gaussian) 20 do if the attacker does not know the detector, and 57 if' in sentence
+    assert 'With the detector gaussian 20 do if the attacker does not know it, and 57 if' in sentence
 
 
 def test_costs_stand_beside_the_risk(systems):
@@ -67,10 +68,25 @@ def test_figures_are_one_per_model(systems, make_row):
     others = [make_row(.5, defense='natural', attack='worst_case', eps=eps, metric='risk_system', checkpoint='d')
               for eps in GRID]
     panel, = risk_panels([*systems, *others])
-    figures = dict(risk_figures(panel))
+    figures = dict(risk_figures(panel, named_systems([*systems, *others])))
     assert list(figures) == ['ssat', 'natural']
     legend = {text.get_text() for text in figures['ssat'].legends[0].get_texts()}
     assert legend == {'ssat', 'ssat+gaussian'}
+
+
+def test_several_architectures_and_data_sets_stay_apart(systems):
+    other = [row.__class__(**{**row.__dict__, 'dataset': 'xray', 'model': 'vit', 'provenance': {
+        **row.provenance, 'checkpoint_fingerprint': 'v'}}) for row in systems]
+    rows = [*systems, *other]
+    named = named_systems(rows)
+    assert set(named.values()) == {(f'ssat, {model}', detector) for model in ('resnet', 'vit')
+                                   for detector in ('', 'gaussian')}
+    for panel in risk_panels(rows):
+        assert len(risk_sentences(panel, named)) == 1
+        assert len(risk_figures(panel, named)) == 1
+        assert len(cost_table(rows, panel).lines) == 2
+        assert '57.0' in cost_table(rows, panel).lines[1][4]
+        assert detection_table(rows, panel) is not None
 
 
 def test_seeds_are_averaged(systems, make_row):
