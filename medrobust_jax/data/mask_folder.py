@@ -183,6 +183,8 @@ def _source(found: Sequence[Pair], split: str, *, name: str, class_names: Sequen
         masks.append(mask if size is None else resize_masks(mask[None], size)[0])
     if not images:
         raise ValueError(f"{name}: no images in split '{split}'")
-    return ArraySource(np.stack(images), {'segmentation': np.stack(masks)}, name=name, split=split,
+    empty = sum(not mask.any() for mask in masks)
+    notes = [f'{empty} of {len(masks)} masks hold background alone'] if empty else []
+    return ArraySource(np.stack(images), {'segmentation': np.stack(masks)}, name=name, split=split, notes=notes,
                        class_names=class_names, groups=[entry.group for entry in chosen] if has_groups else None,
                        range_map='uint8 / 255' + ('' if size is None else f', resized to {size}'))

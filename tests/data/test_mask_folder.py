@@ -111,3 +111,10 @@ def test_a_name_without_its_patient_is_refused(tmp_path):
     write_pair(tmp_path, 'unknown')
     with pytest.raises(ValueError, match=r'is not found in the file name unknown\.png'):
         open_mask_folder(str(tmp_path), 'train', group_pattern=r'p(\d+)_')
+
+
+def test_masks_without_an_object_are_counted(tmp_path):
+    for number in range(3):
+        write_pair(tmp_path / 'train', f'{number}', value=255)
+    write_pair(tmp_path / 'train', 'empty', value=0)
+    assert open_mask_folder(str(tmp_path), 'train').info.notes == ('1 of 4 masks hold background alone',)
