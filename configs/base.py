@@ -83,6 +83,7 @@ def base_config(defense: str = 'natural', task: str = 'classification') -> Confi
 
     config.eval = ConfigDict()  # may differ from the training run's; validation uses block_width and chunk too
     config.eval.split = 'test'
+    config.eval.label = placeholder(str)  # what rows and tables call the run; None: its defense
     config.eval.checkpoint = 'best'  # or 'latest'
     config.eval.calibrated_on = placeholder(str)  # judge by the thresholds of this run, not the training's
     config.eval.max_examples = placeholder(int)  # None: the whole split

@@ -52,7 +52,12 @@ def replays_of(config: ConfigDict) -> int:
 
 
 def defense_title(config: ConfigDict) -> str:
-    """What results call the run's defense: its name, and the share of labels where it is below 1."""
+    """What results call the run: `config.eval.label`, else its defense and the share of labels where below 1.
+
+    Two runs of one defense, at two radii say, need labels to be told apart by name.
+    """
+    if config.eval.label:
+        return config.eval.label
     fraction = config.data.get('labeled_fraction', 1.0)
     return config.defense.name if fraction == 1 else f'{config.defense.name}, {100 * fraction:.6g} % of labels'
 

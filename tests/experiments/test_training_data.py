@@ -57,6 +57,12 @@ def test_results_name_the_share_of_labels():
         'ssat', 'natural', 'natural, 2.5 % of labels', 'ssat, 5 % of labels']
 
 
+def test_results_may_be_given_a_label():
+    config = config_of('pgd_at', .05)
+    config.eval.label = 'half the radius'
+    assert defense_title(config) == 'half the radius'
+
+
 def test_shares_of_labels_make_equally_many_steps():
     steps = {build.build_durations(config, load_training_data(config, None).whole)
              for config in (config_of('natural'), *(config_of('ssat', fraction) for fraction in (.1, .5, 1.0)))}
