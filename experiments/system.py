@@ -80,13 +80,11 @@ def judge_systems(config: ConfigDict, workdir: str | Path, *, data_dir: str | No
       All rows of system.jsonl.
 
     Raises:
-      ValueError: for another task than classification and what `check_system` refuses; and, after all others have
+      ValueError: for what `check_system` refuses; and, after all others have
         been judged, for detectors that could not be fitted.
     """
     check_system(config)
     subject, examples, task = subject_of(config, workdir, data_dir=data_dir)
-    if task.name != 'classification':
-        raise ValueError(f"systems with a detector are judged on classification, not on '{task.name}'")
     surrogate = config.eval.surrogate
     bench = Bench(
         config, Path(workdir), subject, build.build_model(config, task), examples,
@@ -125,9 +123,11 @@ def check_system(config: ConfigDict) -> None:
     """Refuses settings of `config.eval.system` that cannot be meant, before anything is trained.
 
     Raises:
-      ValueError: for preprocessing beside detectors, two detectors of one name, or attacks that are unknown, no
-        single attacks, of another norm than Linf, or of radii of their own.
+      ValueError: for another task than classification, preprocessing beside detectors, two detectors of one
+        name, or attacks that are unknown, no single attacks, of another norm than Linf, or of radii of their own.
     """
+    if config.task.name != 'classification':
+        raise ValueError(f"systems with a detector are judged on classification, not on '{config.task.name}'")
     if config.eval.preprocess:
         raise ValueError('config.eval.preprocess stands before a model, a detector beside it: judge one at a time')
     names = [name for name, _ in config.eval.system.detectors]

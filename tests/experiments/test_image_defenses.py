@@ -152,7 +152,7 @@ def test_certificates_reach_rows_and_report(trained, tiny_config):
         assert (row.n, row.interval, row.forward_passes) == (16, 'wilson', 150)
         assert (row.attack_options['alpha'], row.attack_options['num_samples']) == (.001, 50)
         assert len(row.provenance['checkpoint_fingerprint']) == 64
-    saved = read_npz(trained / 'certificates' / 'pgd_at+median_size=2_+smoothing_sigma=0.1.npz')
+    saved = read_npz(trained / 'certificates' / 'pgd_at+median_size=2_+smoothing_sigma=0.1_n=50_alpha=0.001.npz')
     np.testing.assert_array_equal((saved['predictions'] == saved['label']).mean(), certified[0])
     again = certify_run(config, trained, sigma=.1, num_samples=50, radii=(0.0, .05, .1), max_examples=16)
     assert [row.value for row in again] == [row.value for row in rows]
