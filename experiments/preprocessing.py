@@ -63,7 +63,7 @@ def preprocessors_of(config: ConfigDict) -> tuple[Chosen, ...]:
     """What `config.eval.preprocess` names, in the order in which images pass through it.
 
     Raises:
-      ValueError: for an unknown name, option or gradient, or fewer than no passes to average over.
+      ValueError: for an unknown name, option or gradient, or a negative number of passes to average over.
     """
     if config.eval.eot_samples < 0:
         raise ValueError(f'config.eval.eot_samples = {config.eval.eot_samples} must be at least 0')

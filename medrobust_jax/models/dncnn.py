@@ -23,6 +23,8 @@ class DnCNN(nn.Module):
 
         R: 3x3 convolution, ReLU;  depth - 2 times (3x3 convolution, norm, ReLU);  3x3 convolution
 
+    The last convolution starts at zero, so that training starts from the image as it is.
+
     Attributes:
       num_outputs: the images' channels.
       depth: convolutions, >= 2. The paper's network for unknown noise has 20; 6 and the width of 32 are ours, for
@@ -32,6 +34,8 @@ class DnCNN(nn.Module):
       mean: subtracted from what R reads, one value or one per channel.
       std: divides it, likewise.
       dtype: dtype of the computation, e.g. 'bfloat16'; None follows the images.
+
+    Differs from the paper in that start, and in what R reads: the image normalized.
 
     References:
       Zhang, Zuo, Chen, Meng, Zhang, "Beyond a Gaussian denoiser", IEEE TIP 2017, section III.
@@ -61,5 +65,6 @@ class DnCNN(nn.Module):
         for index in range(1, self.depth - 1):
             x = Conv(self.width, 3, dtype=self.dtype, name=f'conv{index}')(x)
             x = nn.relu(Norm(self.norm, self.dtype, name=f'norm{index}')(x, batch_norm=batch_norm))
-        noise = Conv(self.num_outputs, 3, use_bias=True, dtype=self.dtype, name=f'conv{self.depth - 1}')(x)
-        return images - noise.astype(images.dtype)
+        last = Conv(self.num_outputs, 3, use_bias=True, kernel_init=nn.initializers.zeros, dtype=self.dtype,
+                    name=f'conv{self.depth - 1}')
+        return images - last(x).astype(images.dtype)

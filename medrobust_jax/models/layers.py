@@ -82,6 +82,7 @@ class Conv(nn.Module):
       dilation: spacing of the kernel's taps.
       groups: 1, or the number of input channels for a depthwise convolution.
       use_bias: whether a bias is added; not needed before a norm.
+      kernel_init: draws the kernel.
       dtype: dtype of the computation; None follows inputs and parameters.
     """
 
@@ -91,6 +92,7 @@ class Conv(nn.Module):
     dilation: int = 1
     groups: int = 1
     use_bias: bool = False
+    kernel_init: Any = _conv_init
     dtype: Any = None
 
     @nn.compact
@@ -109,7 +111,7 @@ class Conv(nn.Module):
                     f'{inputs.shape} has {channels}: initialize the model with the shape of its images'
                 )
         shape = (self.kernel_size,) * axes + (channels // self.groups, self.features)
-        kernel = self.param('kernel', _conv_init, shape)
+        kernel = self.param('kernel', self.kernel_init, shape)
         bias = self.param('bias', nn.initializers.zeros, (self.features,)) if self.use_bias else None
         inputs, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
         pad = self.dilation * (self.kernel_size - 1) // 2
