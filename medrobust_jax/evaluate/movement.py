@@ -20,7 +20,7 @@ from medrobust_jax.core.types import Array, PyTree
 from medrobust_jax.evaluate.explanations import grad_cam, heat, integrated_gradients
 from medrobust_jax.evaluate.programs import Layout, ModelForward, in_chunks
 from medrobust_jax.metrics.attribution import MEASURES
-from medrobust_jax.metrics.intervals import Estimate, bootstrap
+from medrobust_jax.metrics.intervals import Estimate, bootstrap, mean_of
 
 VERSIONS = ('clean', 'attacked', 'noise')
 
@@ -169,11 +169,6 @@ def _mean(values: np.ndarray, among: np.ndarray, groups: np.ndarray | None, *, r
     if not known.any():
         reason = 'on every image a map points nowhere' if among.any() else 'the attack changed no image'
         return Estimate(np.nan, np.nan, np.nan, 0, f'undefined ({reason})')
-    found = bootstrap(_average, (values[known],), groups=None if groups is None else np.asarray(groups)[known],
-                      weighted=True)
+    found = mean_of(values[known], None if groups is None else np.asarray(groups)[known])
     remarks = [remark, f'{lost} images left out where a map points nowhere' if lost else '']
     return found._replace(method=found.method + (f' ({"; ".join(filter(None, remarks))})' if any(remarks) else ''))
-
-
-def _average(values: np.ndarray, weights: np.ndarray | None = None) -> Any:
-    return values.mean() if weights is None else weights @ values / weights.sum(-1)

@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 
 from medrobust_jax.evaluate.verdicts import Verdicts
-from medrobust_jax.metrics.intervals import Estimate, mcnemar, paired_bootstrap
+from medrobust_jax.metrics.intervals import Estimate, mcnemar, paired_bootstrap, weighted_mean
 
 PARTS = ('box', 'objectness', 'class')  # of a detector's quality, the only one with several columns
 # What may differ between two models that are compared; everything else must not.
@@ -123,8 +123,4 @@ def paired_difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray 
     """The mean of `first - second`, `[N]` each, with its bootstrap interval over patients or images."""
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         return Estimate(np.nan, np.nan, np.nan, len(first), 'undefined (an output is not finite)')
-
-    def mean(values: np.ndarray, weights: np.ndarray | None = None) -> Any:
-        return values.mean() if weights is None else weights @ values / weights.sum(-1)
-
-    return paired_bootstrap(mean, (second,), (first,), groups=groups, weighted=True)
+    return paired_bootstrap(weighted_mean, (second,), (first,), groups=groups, weighted=True)

@@ -19,8 +19,8 @@ from numpy.typing import ArrayLike
 
 from medrobust_jax.metrics import segmentation, shape
 from medrobust_jax.metrics.classification import auroc
-from medrobust_jax.metrics.intervals import Estimate, bootstrap, proportion
-from medrobust_jax.metrics.landmarks import mean_of, radial_errors
+from medrobust_jax.metrics.intervals import Estimate, bootstrap, mean_of, proportion
+from medrobust_jax.metrics.landmarks import radial_errors
 
 REACHED = .9  # a Dice from which on one output counts as the other; ours
 

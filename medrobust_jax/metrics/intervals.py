@@ -1,6 +1,7 @@
 """How sure a number is: intervals and paired tests for small medical test sets.
 
-Contents: `Estimate`, `wilson`, `proportion`, `bootstrap`, `mcnemar`, `paired_bootstrap`, `weighted_mean`.
+Contents: `Estimate`, `wilson`, `proportion`, `bootstrap`, `mean_of`, `mcnemar`, `paired_bootstrap`,
+`weighted_mean`.
 
 Images of one patient resemble each other, so where patient ids exist the patients are resampled,
 never the images: an interval over images would be too narrow.
@@ -182,6 +183,11 @@ def paired_bootstrap(statistic: Callable[..., Any], arrays_a: Sequence[ArrayLike
                   for data in (a, b))
     value = float(statistic(*b)) - float(statistic(*a))
     return _percentile(value, of_b - of_a, n, num_groups, level)
+
+
+def mean_of(values: ArrayLike, groups: ArrayLike | None = None) -> Estimate:
+    """The mean of one number per example, `[N]`, with its bootstrap interval over examples or patients."""
+    return bootstrap(weighted_mean, (values,), groups=groups, weighted=True)
 
 
 def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:

@@ -1,6 +1,6 @@
 """Quality of landmarks: radial errors, detection rates, and Cobb angles, in NumPy.
 
-Contents: `extent_of`, `radial_errors`, `landmark_metrics`, `check_points`, `mean_of` (an interval for a mean).
+Contents: `extent_of`, `radial_errors`, `landmark_metrics`, `check_points`.
 Angles are in `metrics/cobb.py`.
 
 Points are `[N, P, 2]`, (x, y) as fractions of width and height; the image's extent turns them into
@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from medrobust_jax.core.checks import did_you_mean
 from medrobust_jax.metrics.cobb import angle_errors
-from medrobust_jax.metrics.intervals import Estimate, bootstrap
+from medrobust_jax.metrics.intervals import Estimate, mean_of
 
 UNITS = ('px', 'percent', 'mm')
 # Of the ISBI-2015 cephalometric challenge, in mm; the others are ours.
@@ -86,13 +86,6 @@ def landmark_metrics(predicted: ArrayLike, true: ArrayLike, groups: ArrayLike | 
     if cobb_angles:
         values |= angle_errors(predicted, true, extent)
     return {name: mean_of(value, groups) for name, value in values.items()}
-
-
-def mean_of(values: np.ndarray, groups: ArrayLike | None = None) -> Estimate:
-    """The mean of one number per image, `[N]`, with its bootstrap interval over images or patients."""
-    def mean(numbers: np.ndarray, weights: np.ndarray | None = None) -> Any:
-        return np.mean(numbers) if weights is None else weights @ numbers / weights.sum(-1)
-    return bootstrap(mean, (values,), groups=groups, weighted=True)
 
 
 def check_points(points: Any, num_points: int, *, what: str = 'points', first_index: int = 0) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from medrobust_jax.metrics.classification import auroc, average_precision
-from medrobust_jax.metrics.intervals import Estimate, bootstrap, proportion
+from medrobust_jax.metrics.intervals import Estimate, bootstrap, mean_of, proportion
 
 Weights = np.ndarray | None
 
@@ -107,7 +107,7 @@ def verdict_metrics(predictions: ArrayLike, findings: ArrayLike, groups: ArrayLi
         raise ValueError(f'predictions {y_hat.shape} and findings {y.shape} must have equal shapes')
     right = y_hat == y
     result = {'exact_match': proportion(right.all(axis=1), groups),
-              'accuracy': bootstrap(_weighted_mean, (right.mean(axis=1),), groups=groups, weighted=True),
+              'accuracy': mean_of(right.mean(axis=1), groups),
               'macro_f1': bootstrap(mean_f1, (y_hat, y), groups=groups, weighted=True)}
     return result | {f'accuracy/{name}': proportion(right[:, column], groups)
                      for column, name in enumerate(names)}
@@ -181,10 +181,6 @@ def _remarked(estimate: Estimate, findings: np.ndarray, names: Sequence[str]) ->
         return estimate._replace(method='undefined (no finding has examples with and without it)')
     remark = f' (over the findings that vary; without {", ".join(missing)})' if missing else ''
     return estimate._replace(method=estimate.method + remark)
-
-
-def _weighted_mean(values: np.ndarray, weights: Weights = None) -> Any:
-    return values.mean() if weights is None else weights @ values / weights.sum(-1)
 
 
 def _checked(values: ArrayLike, what: str) -> np.ndarray:

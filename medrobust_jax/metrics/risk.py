@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medrobust_jax.metrics.intervals import Estimate, bootstrap, paired_bootstrap, proportion, weighted_mean
+from medrobust_jax.metrics.intervals import Estimate, mean_of, paired_bootstrap, proportion, weighted_mean
 
 REFERRAL_COSTS = (0.1, 0.5, 1.0)  # weights of a needless referral that are reported besides 0
 
@@ -89,7 +89,7 @@ def risk_estimates(found: Outcomes, rejected_clean: ArrayLike, groups: ArrayLike
                  'risk_system': proportion(found.reached, groups)}
     for cost in costs:
         per_example = found.reached + cost * rejected
-        estimate = bootstrap(weighted_mean, (per_example,), groups=groups, weighted=True)
+        estimate = mean_of(per_example, groups)
         if np.ptp(per_example) == 0 and not rejected.any():
             # Where all examples agree a bootstrap would claim certainty.
             estimate = estimates['risk_system']

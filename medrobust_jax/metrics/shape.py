@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike
 
 from medrobust_jax.core.polygons import rasterize
 from medrobust_jax.metrics.cobb import angle_errors
-from medrobust_jax.metrics.intervals import Estimate
-from medrobust_jax.metrics.landmarks import mean_of, radial_errors
+from medrobust_jax.metrics.intervals import Estimate, mean_of
+from medrobust_jax.metrics.landmarks import radial_errors
 
 
 def dice(predicted: ArrayLike, true: ArrayLike) -> np.ndarray:
