@@ -30,7 +30,7 @@ from medrobust_jax.attacks.registry import (
     norm_of_attack,
 )
 from medrobust_jax.core import balls
-from medrobust_jax.core.checks import check_eps, did_you_mean
+from medrobust_jax.core.checks import check_eps, check_options, did_you_mean
 from medrobust_jax.core.types import Defense, Task
 from medrobust_jax.data import loader, registry, transforms
 from medrobust_jax.data.few_labels import check_fraction
@@ -318,9 +318,7 @@ def build_threats(attacks: Mapping[str, Any], task: Task) -> list[Threat | Ensem
 def build_ensemble(name: str, kind: str, options: Mapping[str, Any], task: Task) -> Ensemble:
     """The ensemble `kind` of `ENSEMBLES`, called `name`."""
     known = inspect.signature(ENSEMBLES[kind]).parameters
-    for option in options:
-        if option not in known or option in _GIVEN:
-            did_you_mean(option, [k for k in known if k not in _GIVEN], f"option of '{kind}'")
+    check_options(options, [option for option in known if option not in _GIVEN], f"option of '{kind}'")
     if kind == 'autoattack':
         if task.name != 'classification':
             raise ValueError(f"AutoAttack is not defined for the task '{task.name}': use 'medical_ensemble'")

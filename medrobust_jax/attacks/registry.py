@@ -36,7 +36,7 @@ from medrobust_jax.attacks import (
     stabilized,
     wrappers,
 )
-from medrobust_jax.core.checks import did_you_mean
+from medrobust_jax.core.checks import check_options, did_you_mean
 from medrobust_jax.core.corruptions import CORRUPTIONS
 from medrobust_jax.core.types import Attack
 from medrobust_jax.losses.classification import margin
@@ -131,8 +131,5 @@ def create_attack(name: str, /, **options: Any) -> Attack:
     """
     if name not in ATTACKS:
         did_you_mean(name, ATTACKS, 'attack')
-    known = inspect.signature(ATTACKS[name]).parameters
-    for option in options:
-        if option not in known:
-            did_you_mean(option, known, f"option of attack '{name}'")
+    check_options(options, inspect.signature(ATTACKS[name]).parameters, f"option of attack '{name}'")
     return ATTACKS[name](**options)

@@ -1,7 +1,7 @@
 """Refusals with a cure: the range contract of images, and misspelled names.
 
 Contents: `check_images` (the contract that every attack relies on), `check_labels`,
-`check_eps`, `did_you_mean`.
+`check_eps`, `check_options`, `did_you_mean`.
 
 Example:
 
@@ -71,6 +71,14 @@ def check_eps(eps: float | Sequence[float], *, field: str = 'eps') -> None:
     values = np.atleast_1d(np.asarray(eps, dtype=np.float64))
     if not (np.isfinite(values) & (values >= 0)).all():
         raise ValueError(f'{field} = {eps} must be finite and >= 0 (in units of [0, 1] pixels: 8/255 is 0.0314)')
+
+
+def check_options(options: Iterable[str], known: Iterable[str], kind: str) -> None:
+    """Raises ValueError for the first of `options` that is not `known`, suggesting the nearest."""
+    known = tuple(known)
+    for option in options:
+        if option not in known:
+            did_you_mean(option, known, kind)
 
 
 def did_you_mean(name: str, known: Iterable[str], kind: str) -> NoReturn:

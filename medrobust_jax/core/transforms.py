@@ -3,7 +3,7 @@
 A transform has the signature `(keys [B], images [B, *spatial, C]) -> images`: all randomness comes from the keys,
 one per image, and deterministic transforms ignore them.
 
-Contents: `Transform`, `random_resize`, `gaussian_noise`, `bit_depth`.
+Contents: `Transform`, `identity`, `random_resize`, `gaussian_noise`, `bit_depth`.
 
 Example:
 

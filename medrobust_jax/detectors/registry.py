@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from medrobust_jax.core.checks import did_you_mean
+from medrobust_jax.core.checks import check_options, did_you_mean
 from medrobust_jax.core.types import Array
 from medrobust_jax.detectors.detector import Detector, Evidence
 from medrobust_jax.detectors.feature_squeezing import feature_squeezing
@@ -61,9 +61,7 @@ def create_detector(name: str, /, *, forward_evidence: Callable[[Array], Evidenc
     if name not in DETECTORS:
         did_you_mean(name, DETECTORS, 'detector')
     known = [option for option in inspect.signature(DETECTORS[name]).parameters if option not in _FUNCTIONS]
-    for option in options:
-        if option not in known:
-            did_you_mean(option, known, f"option of detector '{name}'")
+    check_options(options, known, f"option of detector '{name}'")
     if name == 'mahalanobis':
         options['forward_evidence'] = forward_evidence
     if name == 'feature_squeezing':

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from medrobust_jax.core import rng, transforms
-from medrobust_jax.core.checks import did_you_mean
+from medrobust_jax.core.checks import check_options, did_you_mean
 from medrobust_jax.core.filters import median_filter
 from medrobust_jax.core.jpeg import jpeg
 from medrobust_jax.core.total_variation import denoise
@@ -113,10 +113,7 @@ def create_preprocessor(name: str, /, **options: Any) -> Preprocessor:
     """
     if name not in PREPROCESSORS:
         did_you_mean(name, PREPROCESSORS, 'preprocessor')
-    known = inspect.signature(PREPROCESSORS[name]).parameters
-    for option in options:
-        if option not in known:
-            did_you_mean(option, known, f"option of preprocessor '{name}'")
+    check_options(options, inspect.signature(PREPROCESSORS[name]).parameters, f"option of preprocessor '{name}'")
     return PREPROCESSORS[name](**options)
 
 

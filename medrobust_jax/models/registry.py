@@ -14,7 +14,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from medrobust_jax.core.checks import did_you_mean
+from medrobust_jax.core.checks import check_options, did_you_mean
 from medrobust_jax.models import (
     densenet,
     detector,
@@ -86,10 +86,7 @@ def create_model(name: str, num_outputs: int, **options: Any) -> nn.Module:
       ValueError: unknown model or option, with the nearest name; or an option without default
         that is missing.
     """
-    known = options_of(name)
-    for option in options:
-        if option not in known:
-            did_you_mean(option, known, f'option of model {name}')
+    check_options(options, options_of(name), f'option of model {name}')
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     try:
         return MODELS[name](num_outputs, **given)
