@@ -19,9 +19,9 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.training_data import defense_title
-from medrobust_jax.attacks.transforms import identity
 from medrobust_jax.attacks.wrappers import averaged_over
 from medrobust_jax.core.checks import did_you_mean
+from medrobust_jax.core.transforms import identity
 from medrobust_jax.core.types import Task
 from medrobust_jax.evaluate.suite import Ensemble
 from medrobust_jax.evaluate.writing import AnyThreat, Subject

@@ -14,12 +14,12 @@ Example:
 import jax.numpy as jnp
 
 from medrobust_jax.attacks import directions, looks
-from medrobust_jax.attacks.transforms import random_resize
 from medrobust_jax.attacks.wrappers import averaged_over
 from medrobust_jax.core import balls, rng
 from medrobust_jax.core.checks import did_you_mean
 from medrobust_jax.core.filters import gaussian_weights
 from medrobust_jax.core.masking import per_example
+from medrobust_jax.core.transforms import random_resize
 from medrobust_jax.core.types import Array, Attack, AttackState, Knobs, Outputs, Targets, Victim
 
 STARTS = ('clean', 'ball', 'gaussian')

@@ -13,9 +13,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from medrobust_jax.attacks.transforms import Transform
 from medrobust_jax.core import rng
 from medrobust_jax.core.masking import per_example
+from medrobust_jax.core.transforms import Transform
 from medrobust_jax.core.types import Array, Attack, AttackResult, AttackState, Outputs, Targets, Victim
 
 

@@ -21,6 +21,11 @@ from medrobust_jax.core.types import Array
 Transform = Callable[[Array, Array], Array]
 
 
+def identity(keys: Array, images: Array) -> Array:
+    """No transform: averages over the model's own randomness alone."""
+    return images
+
+
 def random_resize(*, probability: float = 1.0, smallest: float = 0.85) -> Transform:
     """Shrinks to a random scale in [smallest, 1] and pads with zeros at a random place.
 

@@ -13,9 +13,9 @@ from medrobust_jax.attacks.apgd import apgd, apgd_targeted
 from medrobust_jax.attacks.fab import fab
 from medrobust_jax.attacks.sea import sea
 from medrobust_jax.attacks.square import square
-from medrobust_jax.attacks.transforms import identity
 from medrobust_jax.attacks.wrappers import averaged_over, with_loss
 from medrobust_jax.core.checks import did_you_mean
+from medrobust_jax.core.transforms import identity
 from medrobust_jax.core.types import Array, Attack, Outputs, Targets
 from medrobust_jax.evaluate.suite import Ensemble, Threat
 

@@ -9,8 +9,8 @@ import pytest
 from medrobust_jax.attacks import apgd_ascent, apgd_l1
 from medrobust_jax.attacks.apgd import apgd, apgd_targeted, ranked_target
 from medrobust_jax.attacks.run import advance, begin, last_look, run
-from medrobust_jax.attacks.transforms import identity
 from medrobust_jax.attacks.wrappers import averaged_over, restarts
+from medrobust_jax.core.transforms import identity
 from medrobust_jax.losses.classification import margin
 
 EPS = {'linf': .08, 'l2': .3, 'l1': 1.2}

@@ -8,10 +8,10 @@ import pytest
 
 from medrobust_jax.attacks.fab import fab
 from medrobust_jax.attacks.run import begin, run
-from medrobust_jax.attacks.transforms import identity
 from medrobust_jax.attacks.wrappers import averaged_over, stop_when_fooled
 from medrobust_jax.core.balls import NORMS
 from medrobust_jax.core.hyperplanes import DUAL
+from medrobust_jax.core.transforms import identity
 
 ORDERS = {'linf': np.inf, 'l2': 2, 'l1': 1}
 EPS = {'linf': .1, 'l2': .4, 'l1': 1.2}

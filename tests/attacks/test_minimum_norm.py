@@ -13,8 +13,8 @@ from medrobust_jax.attacks.carlini import cw_l2
 from medrobust_jax.attacks.ddn import ddn
 from medrobust_jax.attacks.deepfool import deepfool
 from medrobust_jax.attacks.fmn import fmn
-from medrobust_jax.attacks.transforms import identity
 from medrobust_jax.attacks.wrappers import averaged_over
+from medrobust_jax.core.transforms import identity
 from medrobust_jax.core.types import Victim
 from medrobust_jax.losses.classification import cross_entropy, margin, prediction_is_right
 

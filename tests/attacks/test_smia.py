@@ -7,8 +7,8 @@ from scipy import ndimage
 
 from medrobust_jax.attacks.pgd import pgd
 from medrobust_jax.attacks.stabilized import smia
-from medrobust_jax.attacks.transforms import identity
 from medrobust_jax.attacks.wrappers import averaged_over, restarts
+from medrobust_jax.core.transforms import identity
 from medrobust_jax.core.types import Victim
 from medrobust_jax.tasks.ordinal import ordinal
 

@@ -10,8 +10,8 @@ from medrobust_jax.attacks.hopskipjump import hopskipjump
 from medrobust_jax.attacks.pgd import pgd
 from medrobust_jax.attacks.run import begin
 from medrobust_jax.attacks.transfer import transfer
-from medrobust_jax.attacks.transforms import identity
 from medrobust_jax.attacks.wrappers import averaged_over, restarts, stop_when_fooled, targeted, with_loss
+from medrobust_jax.core.transforms import identity
 from medrobust_jax.evaluate.passes import Passes, passes_of
 from medrobust_jax.losses.classification import margin
 

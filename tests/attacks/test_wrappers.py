@@ -12,7 +12,6 @@ from medrobust_jax.attacks.deepfool import deepfool
 from medrobust_jax.attacks.pgd import fgsm, pgd
 from medrobust_jax.attacks.run import run
 from medrobust_jax.attacks.stabilized import smia
-from medrobust_jax.attacks.transforms import gaussian_noise, identity, random_resize
 from medrobust_jax.attacks.wrappers import (
     averaged_over,
     best_of,
@@ -23,6 +22,7 @@ from medrobust_jax.attacks.wrappers import (
     with_loss,
 )
 from medrobust_jax.core import rng
+from medrobust_jax.core.transforms import gaussian_noise, identity, random_resize
 from medrobust_jax.core.types import AttackResult
 from medrobust_jax.losses.classification import margin
 

@@ -8,9 +8,9 @@ from medrobust_jax.attacks.deepfool import deepfool
 from medrobust_jax.attacks.pgd import di_fgsm, fgsm, mi_fgsm, pgd
 from medrobust_jax.attacks.run import run
 from medrobust_jax.attacks.stabilized import smia
-from medrobust_jax.attacks.transforms import identity
 from medrobust_jax.attacks.wrappers import averaged_over, restarts, targeted
 from medrobust_jax.core import rng
+from medrobust_jax.core.transforms import identity
 from medrobust_jax.core.types import Victim
 from medrobust_jax.evaluate.passes import passes_of
 from medrobust_jax.losses.classification import cross_entropy, prediction_is_right

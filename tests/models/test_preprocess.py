@@ -9,9 +9,9 @@ import pytest
 
 from medrobust_jax.attacks.pgd import pgd
 from medrobust_jax.attacks.run import run
-from medrobust_jax.attacks.transforms import identity
 from medrobust_jax.attacks.wrappers import averaged_over
 from medrobust_jax.core import rng
+from medrobust_jax.core.transforms import identity
 from medrobust_jax.core.types import Victim
 from medrobust_jax.losses.classification import cross_entropy, prediction_is_right
 from medrobust_jax.models.preprocess import (
