@@ -7,6 +7,7 @@ Writes results.jsonl, verdicts/ and pictures.npz into the workdir and prints the
 preprocessed/<name> in the workdir, and the rows in its results.jsonl too, beside those of the model alone.
 """
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from tqdm import tqdm
 
 from configs.base import threat
 from experiments import build, preprocessing
+from experiments.training_data import defense_title
 from medrobust_jax.attacks.pgd import pgd
 from medrobust_jax.attacks.transfer import transfer
 from medrobust_jax.core.types import Task
 from medrobust_jax.evaluate.judge import judge
 from medrobust_jax.evaluate.programs import make_layout
-from medrobust_jax.evaluate.records import Row, update_rows
+from medrobust_jax.evaluate.records import Row, read_rows, update_rows
 from medrobust_jax.evaluate.suite import Examples, Threat
 from medrobust_jax.evaluate.writing import Subject
 from medrobust_jax.models.forward import apply_model
@@ -106,14 +108,40 @@ def subject_of(config: ConfigDict, workdir: str | Path, *, data_dir: str | None 
     return subject, build.examples_of(source, task, config.eval.max_examples), task
 
 
-def transfer_from(workdir: str, task: Task, *, num_steps: int) -> Threat:
-    """PGD crafted on the model of another workdir, one image per example handed to the model that is judged."""
+def is_evaluated(config: ConfigDict, workdir: str | Path) -> bool:
+    """Whether results.jsonl holds this very run, at its checkpoint, under all that `config.eval` asks for."""
+    results = Path(workdir) / 'results.jsonl'
+    if not results.is_file():
+        return False
+    metadata = load_for_evaluation(workdir, config.eval.checkpoint)[2]
+    if metadata['config_fingerprint'] != config_fingerprint(build.training_config(config)):
+        return False
+    rows = [row for row in read_rows(results) if row.defense == defense_title(config)
+            and row.provenance.get('checkpoint_fingerprint') == metadata['checkpoint_fingerprint']]
+    names = [config.eval.ensemble] if config.eval.ensemble else list(config.eval.attacks)
+    if not {'clean', *names} <= {row.attack for row in rows}:
+        return False
+    if len(names) + bool(config.eval.surrogate) == 1:
+        return True  # of one attack there is no worst
+    return set(map(float, config.eval.eps)) <= {row.eps for row in rows if row.attack == 'worst_case'}
+
+
+def transfer_from(workdir: str, task: Task, *, num_steps: int,
+                  outputs_of: Callable[[Any], Any] = lambda outputs: outputs) -> Threat:
+    """PGD crafted on the model of another workdir, one image per example handed to the model that is judged.
+
+    Args:
+      workdir: of the surrogate.
+      task: of both.
+      num_steps: of PGD.
+      outputs_of: brings the surrogate's outputs into the form of the model's that is judged.
+    """
     surrogate, metadata = build.trained_model(workdir, task)
     trained = metadata['config']
     about = {'attack': 'transfer', 'crafted_by': 'pgd', 'num_steps': num_steps,
              'surrogate_fingerprint': metadata['checkpoint_fingerprint'], 'surrogate': trained['defense']['name'],
              'surrogate_seed': trained['seed']}
-    attack = transfer(pgd(num_steps=num_steps), lambda images, keys: surrogate(images))
+    attack = transfer(pgd(num_steps=num_steps), lambda images, keys: outputs_of(surrogate(images)))
     return Threat(f'transfer_{trained["defense"]["name"]}', attack, options=about)
 
 

@@ -1,6 +1,6 @@
 """Detectors of attacked images, fitted to a trained run and kept beside its checkpoint.
 
-Contents: `Fitted`, `Known`, `fit_rows`, `reads_labels`, `fitted_detector`.
+Contents: `Fitted`, `Seen`, `Known`, `fit_rows`, `reads_labels`, `scores_of`, `fitted_detector`.
 
 Example:
 
@@ -9,6 +9,7 @@ Example:
     scores = fitted.detector.score(fitted.state, evidence)
 """
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from medrobust_jax.detectors.layer_scores import in_chunks
 from medrobust_jax.detectors.registry import NEEDS_LABELS, SUPERVISED, create_detector
 from medrobust_jax.detectors.threshold import Threshold, calibrate
 from medrobust_jax.evaluate.detector_files import load_detector, save_detector
+from medrobust_jax.evaluate.files import plain
 
 _ROWS = 0xF17  # keeps the draw of the images that are fitted on apart from others
 
@@ -38,9 +40,17 @@ class Fitted(NamedTuple):
     spread: float
 
 
+class Seen(NamedTuple):
+    """Some images of a source, and what the model computes of them."""
+
+    batch: dict[str, Any]
+    rows: np.ndarray
+    evidence: Evidence
+
+
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """What detectors may be fitted on.
+    """What detectors may be fitted on; what the model computes of it is computed once for all of them.
 
     Attributes:
       forward_evidence: `images -> evidence` of the trained model.
@@ -61,6 +71,27 @@ class Known:
     held_out: Source
     seed: int
     max_fit: int
+
+    @functools.cached_property
+    def seen_images(self) -> Seen:
+        """Images drawn from the whole training split."""
+        return self._seen(self.images, fit_rows(self.images, most=self.max_fit, seed=self.seed))
+
+    @functools.cached_property
+    def seen_labeled(self) -> Seen:
+        """Images drawn from those with labels."""
+        if self.labeled is self.images:
+            return self.seen_images
+        return self._seen(self.labeled, fit_rows(self.labeled, most=self.max_fit, seed=self.seed))
+
+    @functools.cached_property
+    def seen_held_out(self) -> Seen:
+        """All validation images."""
+        return self._seen(self.held_out, np.arange(len(self.held_out)))
+
+    def _seen(self, source: Source, rows: np.ndarray) -> Seen:
+        batch = read_batch(source, rows)
+        return Seen(batch, rows, self.evidence_of(batch['image'], rows))
 
 
 def fit_rows(source: Source, *, most: int, seed: int) -> np.ndarray:
@@ -97,13 +128,11 @@ def fitted_detector(name: str, options: dict[str, Any], known: Known, *, path: s
     detector = create_detector(name, forward_evidence=known.forward_evidence, **options)
     if Path(path).is_file():
         saved = load_detector(path)
-        asked = (options, false_alarm_rate, dict(origin))
+        asked = (plain(options), false_alarm_rate, dict(origin))
         if saved.threshold and (saved.options, saved.threshold.allowed, saved.provenance.get('origin')) == asked:
             return Fitted(name, options, detector, saved.state, saved.threshold, saved.provenance['spread'])
     state = _fit(detector, known, with_labels=reads_labels(name, options))
-    held_out = read_batch(known.held_out, np.arange(len(known.held_out)))
-    rows = np.arange(len(known.held_out))
-    seen = known.evidence_of(held_out['image'], rows)
+    held_out, rows, seen = known.seen_held_out
     if name in SUPERVISED:
         assert detector.fit_adversarial is not None
         half = np.arange(len(rows)) if 'group' not in held_out else np.unique(held_out['group'],
@@ -111,7 +140,7 @@ def fitted_detector(name: str, options: dict[str, Any], known: Known, *, path: s
         learned, rows = rows[half % 2 == 0], rows[half % 2 == 1]
         attacked = known.attacked(held_out['image'][learned], held_out['label'][learned], learned)
         state = detector.fit_adversarial(state, _take(seen, learned), attacked)
-    scores = np.asarray(in_chunks(lambda some: detector.score(state, some))(_take(seen, rows)))
+    scores = scores_of(detector, state, _take(seen, rows))
     groups = held_out['group'][rows] if 'group' in held_out else None
     threshold = calibrate(scores, false_alarm_rate=false_alarm_rate, groups=groups)
     spread = max(float(scores.std()), 1e-6)
@@ -119,12 +148,15 @@ def fitted_detector(name: str, options: dict[str, Any], known: Known, *, path: s
     return Fitted(name, options, detector, state, threshold, spread)
 
 
+def scores_of(detector: Detector, state: PyTree, evidence: Evidence) -> np.ndarray:
+    """The scores `[N]` of many images, in blocks."""
+    return np.asarray(in_chunks(lambda some: detector.score(state, some))(evidence))
+
+
 def _fit(detector: Detector, known: Known, *, with_labels: bool) -> PyTree:
-    source = known.labeled if with_labels else known.images
-    rows = fit_rows(source, most=known.max_fit, seed=known.seed)
-    batch = read_batch(source, rows)
-    labels = batch['label'] if with_labels else None
-    return detector.fit(known.evidence_of(batch['image'], rows), labels, jax.random.key(known.seed))
+    seen = known.seen_labeled if with_labels else known.seen_images
+    labels = seen.batch['label'] if with_labels else None
+    return detector.fit(seen.evidence, labels, jax.random.key(known.seed))
 
 
 def _take(tree: PyTree, rows: np.ndarray) -> Any:

@@ -18,15 +18,12 @@ from ml_collections import ConfigDict
 
 from configs.base import threat
 from configs.defenses import ONE_STEP, with_few_labels
-from experiments import build
-from experiments.evaluate import evaluate
+from experiments.defenses import needs_helper
+from experiments.evaluate import evaluate, is_evaluated
 from experiments.train import train_and_evaluate
 from medrobust_jax.evaluate.records import Row, read_rows
 from medrobust_jax.report.summary import eps_text, summary_of
 from medrobust_jax.report.tables import Table, cell_text, to_markdown, to_text
-from medrobust_jax.train.checkpoint import config_fingerprint
-
-NEEDS_HELPER = ('rst',)
 
 
 def run_config(recipe: str, defense: str, fraction: float, seed: int, *, eps: tuple[float, float] | None = None,
@@ -52,7 +49,7 @@ def run_config(recipe: str, defense: str, fraction: float, seed: int, *, eps: tu
             config.defense.eps_low = low
     if epochs is not None:
         config.train.epochs = epochs
-    if defense in NEEDS_HELPER:
+    if needs_helper(config.defense):
         config.defense.helper = helper
     # Each share is one cell of a table; the four attacks of a full evaluation agree within a point here.
     config.eval.attacks = ConfigDict({'fgsm': threat('fgsm'), 'pgd20': threat('pgd', num_steps=20)})
@@ -71,22 +68,12 @@ def run_all(recipe: str, defenses: Sequence[str], fractions: Sequence[float], se
                 folder = Path(workdir) / f'{defense}_{100 * fraction:g}' / str(seed)
                 helper = str(Path(workdir) / f'natural_{100 * fraction:g}' / str(seed))
                 config = run_config(recipe, defense, fraction, seed, eps=eps, epochs=epochs, helper=helper)
-                results = folder / 'results.jsonl'
-                if not _is_finished(results, config):
+                if not is_evaluated(config, folder):
                     logging.info('%s, %g %% of the labels, seed %d', defense, 100 * fraction, seed)
                     train_and_evaluate(config, folder, data_dir=data_dir)
                     evaluate(config, folder, data_dir=data_dir)
-                rows += read_rows(results)
+                rows += read_rows(folder / 'results.jsonl')
     return rows
-
-
-def _is_finished(results: Path, config: ConfigDict) -> bool:
-    """Whether the file holds this very run under all attacks; training refuses the folder of another."""
-    rows = read_rows(results) if results.is_file() else []
-    fingerprint = config_fingerprint(build.training_config(config))
-    found = {row.eps for row in rows if row.attack == 'worst_case'
-             and row.provenance.get('config_fingerprint') == fingerprint}
-    return set(map(float, config.eval.eps)) <= found
 
 
 def fraction_tables(rows: Sequence[Row], fractions: Sequence[float], *, metric: str = 'robust_accuracy'

@@ -10,27 +10,26 @@ system.jsonl and report.html; `experiments.report` over several workdirs compare
 where it stopped: training from its checkpoint, and a system that system.jsonl holds with the same settings is not
 judged again.
 """
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import build
-from experiments.evaluate import evaluate, subject_of
-from experiments.fitted_detectors import Fitted, Known, fit_rows, fitted_detector
+from experiments.evaluate import evaluate, is_evaluated, subject_of, transfer_from
+from experiments.fitted_detectors import Fitted, Known, fitted_detector, scores_of
 from experiments.report import write_report
 from experiments.train import train_and_evaluate
 from experiments.training_data import TrainingData, defense_title, load_training_data
 from medrobust_jax.attacks.pgd import pgd
-from medrobust_jax.attacks.transfer import transfer
+from medrobust_jax.attacks.registry import norm_of_attack
 from medrobust_jax.core import rng
 from medrobust_jax.core.types import Array, PyTree
-from medrobust_jax.data.source import read_batch
 from medrobust_jax.detectors.registry import create_detector
 from medrobust_jax.detectors.rejecting import with_rejection
 from medrobust_jax.evaluate import system as systems
@@ -90,8 +89,7 @@ def judge_systems(config: ConfigDict, workdir: str | Path, *, data_dir: str | No
         config, Path(workdir), subject, build.build_model(config, task), examples,
         make_layout(data_mesh(), width=config.eval.block_width, chunk=config.eval.chunk), config.eval.seed,
         load_for_evaluation(surrogate, 'best')[2]['checkpoint_fingerprint'] if surrogate else '')
-    data = load_training_data(config, data_dir)
-    known = _known(bench, data, data_dir)
+    known = _known(bench, load_training_data(config, data_dir), data_dir)
     for name, options in config.eval.system.detectors:  # before any hour is spent
         create_detector(name, forward_evidence=known.forward_evidence, **dict(options))
     blind: dict[str, list[Found]] = {}
@@ -109,7 +107,7 @@ def judge_systems(config: ConfigDict, workdir: str | Path, *, data_dir: str | No
             continue
         if not blind:
             blind = blind_attacks(bench)
-        rows = _rows(bench, label, fitted, _attacked(bench, fitted, blind, data), settings)
+        rows = _rows(bench, label, fitted, _attacked(bench, fitted, blind, known), settings)
         update_rows(bench.workdir / ROWS, rows)
         if progress:
             worst = [row for row in rows if (row.attack, row.metric) == (WORST, 'risk_system')]
@@ -139,11 +137,16 @@ def check_system(config: ConfigDict) -> None:
     if missing or not (chosen or config.eval.surrogate):
         raise ValueError(f'config.eval.system.attacks names {", ".join(missing) or "nothing"}, which '
                          f'config.eval.attacks lacks: it has {", ".join(config.eval.attacks)}')
-    bad = [name for name in chosen if config.eval.attacks[name].attack in build.ENSEMBLES
-           or config.eval.attacks[name].options.get('norm', 'linf') != 'linf' or config.eval.attacks[name].eps]
+    bad = [name for name in chosen if not _is_simple(config.eval.attacks[name])]
     if bad:
         raise ValueError(f'config.eval.system.attacks: {", ".join(bad)} cannot serve; single Linf attacks on '
                          'config.eval.eps do')
+
+
+def _is_simple(spec: ConfigDict) -> bool:
+    """Whether an attack is a single one in Linf balls of the evaluation's radii."""
+    return (spec.attack not in build.ENSEMBLES and not spec.eps
+            and norm_of_attack(spec.attack, spec.options.to_dict()) == 'linf')
 
 
 def _settings(bench: Bench, name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +157,7 @@ def _settings(bench: Bench, name: str, options: dict[str, Any]) -> dict[str, Any
               'system': {key: value for key, value in chosen.system.to_dict().items() if key != 'detectors'},
               'attacks': {each: chosen.attacks[each].to_dict() for each in chosen.system.attacks},
               'num_examples': len(bench.examples.index), **bench.subject.fingerprints}
-    return json.loads(json.dumps(plain(values)))
+    return plain(values)
 
 
 def _is_judged(bench: Bench, label: str, settings: dict[str, Any]) -> bool:
@@ -199,21 +202,18 @@ def blind_attacks(bench: Bench) -> dict[str, list[Found]]:
 
 
 def _transfer(bench: Bench) -> Threat:
-    """PGD on another run's model, whose outputs take the form of a system's."""
-    surrogate, metadata = build.trained_model(bench.config.eval.surrogate, bench.subject.task)
+    """PGD on another run's model, whose logits take the form of a system's outputs."""
     system = system_of(bench, None)
     forms = jax.eval_shape(system.forward, system.variables, bench.examples.images[:1],
                            rng.example_keys(0, np.zeros(1, np.int32)))
 
-    def forward(images: Array, keys: Array) -> dict[str, Array]:
-        logits = surrogate(images)
-        unused = {name: logits.sum(axis=1).reshape(-1, *[1] * (len(forms[name].shape) - 1)) * 0
-                  + np.zeros(forms[name].shape[1:], logits.dtype) for name in ('features', 'score')}
+    def as_outputs(logits: Array) -> dict[str, Array]:
+        unused = {name: jnp.zeros((len(logits), *forms[name].shape[1:]), logits.dtype)
+                  for name in ('features', 'score')}
         return {'logits': logits, **unused}
 
-    name = f'transfer_{metadata["config"]["defense"]["name"]}'
-    about = {'attack': 'transfer', 'surrogate_fingerprint': metadata['checkpoint_fingerprint']}
-    return Threat(name, transfer(pgd(num_steps=bench.config.eval.surrogate_steps), forward), options=about)
+    return transfer_from(bench.config.eval.surrogate, bench.subject.task,
+                         num_steps=bench.config.eval.surrogate_steps, outputs_of=as_outputs)
 
 
 def _known(bench: Bench, data: TrainingData, data_dir: str | None) -> Known:
@@ -245,7 +245,7 @@ def _fitted(bench: Bench, name: str, options: dict[str, Any], known: Known) -> F
                            false_alarm_rate=chosen.false_alarm_rate)
 
 
-def _attacked(bench: Bench, fitted: Fitted | None, blind: dict[str, list[Found]], data: TrainingData
+def _attacked(bench: Bench, fitted: Fitted | None, blind: dict[str, list[Found]], known: Known
               ) -> dict[str, list[Found]]:
     """What every attack does to one system, over the eps grid; key 'clean' holds the images as they are.
 
@@ -261,19 +261,18 @@ def _attacked(bench: Bench, fitted: Fitted | None, blind: dict[str, list[Found]]
         found[name] = [systems.rejudged(system, point, bench.examples, **shared) for point in points]
     found[AWARE] = systems.aware_attack(
         system, bench.examples, tuple(bench.config.eval.eps), num_steps=chosen.aware_steps,
-        guides=_guides(bench, system, outputs['features'], data), num_rounds=chosen.aware_rounds, **shared)
+        guides=_guides(bench, fitted, outputs['features'], known), num_rounds=chosen.aware_rounds, **shared)
     return found
 
 
-def _guides(bench: Bench, system: System, features: np.ndarray, data: TrainingData) -> np.ndarray | None:
+def _guides(bench: Bench, fitted: Fitted | None, features: np.ndarray, known: Known) -> np.ndarray | None:
     """Features of accepted training images for the aware attack; None where there are none to take on."""
     chosen = bench.config.eval.system
     if not chosen.num_guides:
         return None
-    rows = fit_rows(data.whole, most=chosen.max_fit, seed=bench.seed)
-    known = Examples(read_batch(data.whole, rows)['image'], None, rows)
-    seen = systems.outputs_of(system, known, layout=bench.layout, seed=bench.seed)
-    accepted = seen['score'] >= system.tau
+    seen, accepted = known.seen_images.evidence, slice(None)
+    if fitted is not None:
+        accepted = scores_of(fitted.detector, fitted.state, seen) >= fitted.threshold.tau
     pool = {'features': seen['features'][accepted], 'prediction': seen['logits'].argmax(1)[accepted]}
     try:
         return systems.guides_for(features, np.asarray(bench.examples.targets), pool, count=chosen.num_guides)
@@ -332,23 +331,12 @@ def run(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = None)
     """Trains, evaluates, judges the systems, and writes the report; returns its path."""
     check_system(config)
     train_and_evaluate(config, workdir, data_dir=data_dir)
-    if not _is_evaluated(config, Path(workdir) / 'results.jsonl', workdir):
+    if not is_evaluated(config, workdir):
         evaluate(config, workdir, data_dir=data_dir)
     judge_systems(config, workdir, data_dir=data_dir, progress=True)
     out = Path(workdir) / 'report.html'
     write_report([workdir], out, title=f'{config.data.name}: {defense_title(config)}, with and without a detector')
     return out
-
-
-def _is_evaluated(config: ConfigDict, results: Path, workdir: str | Path) -> bool:
-    """Whether results.jsonl holds this checkpoint under every attack of the config, and the worst of them."""
-    fingerprint = load_for_evaluation(workdir, config.eval.checkpoint)[2]['checkpoint_fingerprint']
-    known = read_rows(results) if results.is_file() else []
-    mine = {row.attack for row in known if row.defense == defense_title(config)
-            and row.provenance.get('checkpoint_fingerprint') == fingerprint}
-    names = [config.eval.ensemble] if config.eval.ensemble else list(config.eval.attacks)
-    several = len(names) + bool(config.eval.surrogate) > 1
-    return {'clean', *names, *(['worst_case'] if several else [])} <= mine
 
 
 if __name__ == '__main__':

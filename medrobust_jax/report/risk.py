@@ -3,7 +3,7 @@
 A detector's AUROC is shown only beside that under an attack which knows the detector: without it, the number says
 how well the detector finds attackers who do not know that it exists.
 
-Contents: `RISK`, `risk_section`; its parts `named_systems`, `risk_panels`, `risk_sentences`, `risk_table`,
+Contents: `RISK`, `risk_section`; its parts `named_systems`, `risk_panels`, `risk_sentences`,
 `cost_table`, `detection_table`, `risk_figures`.
 
 Example:
@@ -71,7 +71,7 @@ def risk_section(rows: Sequence[ResultRow]) -> str:
         parts.append(f'<p>{escape(_WHAT_RISK_IS)}</p>' + (f'<ul>{sentences}</ul>' if sentences else ''))
         parts += [image(to_svg(figure), 'svg+xml', f'{panel.dataset}, {base}: {_CAPTION}')
                   for base, figure in risk_figures(panel, named)]
-        parts += [to_html(cost_table(rows, panel)), to_html(risk_table(panel))]
+        parts += [to_html(cost_table(rows, panel)), to_html(robustness_table(panel))]
         table = detection_table(rows, panel)
         parts += [to_html(table)] if table else []
     return ''.join(parts)
@@ -80,11 +80,6 @@ def risk_section(rows: Sequence[ResultRow]) -> str:
 def risk_panels(rows: Iterable[ResultRow]) -> list[Panel]:
     """One panel per data set and norm: the share of images whose wrong answer reaches the clinic, over eps."""
     return [panel for panel in summarize(rows, metric=RISK) if panel.eps]
-
-
-def risk_table(panel: Panel) -> Table:
-    """Systems down, eps across; per system the worst per image first, then the attacks."""
-    return robustness_table(panel)
 
 
 def risk_sentences(panel: Panel, named: Mapping[str, Named]) -> list[str]:

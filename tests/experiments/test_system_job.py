@@ -124,6 +124,21 @@ def test_other_settings_are_judged_anew(judged, monkeypatch):
     system.update_rows(workdir / system.ROWS, rows)
 
 
+def test_images_of_another_model_meet_the_system(judged):
+    workdir, _, rows = judged
+    config = tiny()
+    config.eval.surrogate, config.eval.surrogate_steps = str(workdir), 4
+    config.eval.system.detectors = (('gaussian', {'grouping': 'none', 'shrinkage': .1}),)
+    again = system.judge_systems(config, workdir)
+    for name in ('natural', 'natural+gaussian'):
+        crafted = {row.eps for row in again if (row.defense, row.attack) == (name, 'transfer_natural')}
+        assert crafted == set(GRID)
+    # The surrogate is the model itself here: what it crafts is as strong as the attack on the model.
+    assert value_of(again, 'natural', 'transfer_natural', GRID[1], 'risk_system') >= value_of(
+        again, 'natural', 'clean', 0., 'risk_system')
+    system.update_rows(workdir / system.ROWS, rows)
+
+
 def test_a_detector_that_cannot_be_fitted_does_not_stop_the_others(judged):
     workdir, _, rows = judged
     config = tiny()
@@ -170,6 +185,9 @@ def test_what_cannot_be_judged_is_refused(judged, tmp_path):
     with pytest.raises(ValueError, match='pgd4 cannot serve; single Linf attacks'):
         system.run(config, tmp_path / 'never')
     assert not (tmp_path / 'never').exists(), 'refused before anything is trained'
+    config.eval.attacks.pgd4 = threat('ddn', num_steps=4)  # whose norm no option names
+    with pytest.raises(ValueError, match='pgd4 cannot serve; single Linf attacks'):
+        system.check_system(config)
     config = tiny()
     config.eval.system.detectors = (('gaussian', {}), ('gaussian', {'tied': True}))
     with pytest.raises(ValueError, match='each name once'):
