@@ -27,7 +27,7 @@ from medrobust_jax.report.tables import Table, cell_text, to_markdown, to_text
 
 
 def run_config(recipe: str, defense: str, fraction: float, seed: int, *, eps: tuple[float, float] | None = None,
-               epochs: float | None = None, helper: str = '') -> ConfigDict:
+               epochs: float | None = None, helper: str = '', eval_eps: Sequence[float] | None = None) -> ConfigDict:
     """The config of one run.
 
     Args:
@@ -39,6 +39,7 @@ def run_config(recipe: str, defense: str, fraction: float, seed: int, *, eps: tu
         leaves what the recipe says.
       epochs: over the whole split; None leaves what the recipe says.
       helper: the workdir of the natural run that pseudo-labels come from.
+      eval_eps: the radii of the evaluation; None leaves what the recipe says.
     """
     config = with_few_labels(importlib.import_module(f'configs.{recipe}').get_config(defense), fraction)
     config.seed = seed
@@ -49,8 +50,12 @@ def run_config(recipe: str, defense: str, fraction: float, seed: int, *, eps: tu
             config.defense.eps_low = low
     if epochs is not None:
         config.train.epochs = epochs
+    # A look at the validation split under attack costs as much as an epoch of training: three choose a checkpoint.
+    config.train.eval_every_epochs = config.train.checkpoint_every_epochs = config.train.epochs / 3
     if needs_helper(config.defense):
         config.defense.helper = helper
+    if eval_eps is not None:
+        config.eval.eps = tuple(eval_eps)
     # Each share is one cell of a table; the four attacks of a full evaluation agree within a point here.
     config.eval.attacks = ConfigDict({'fgsm': threat('fgsm'), 'pgd20': threat('pgd', num_steps=20)})
     config.eval.num_pictures = 0
@@ -59,7 +64,7 @@ def run_config(recipe: str, defense: str, fraction: float, seed: int, *, eps: tu
 
 def run_all(recipe: str, defenses: Sequence[str], fractions: Sequence[float], seeds: Sequence[int],
             workdir: str | Path, *, eps: tuple[float, float] | None = None, epochs: float | None = None,
-            data_dir: str | None = None) -> list[Row]:
+            eval_eps: Sequence[float] | None = None, data_dir: str | None = None) -> list[Row]:
     """Trains and attacks every combination; returns all rows."""
     rows: list[Row] = []
     for seed in seeds:
@@ -67,7 +72,8 @@ def run_all(recipe: str, defenses: Sequence[str], fractions: Sequence[float], se
             for defense in defenses:
                 folder = Path(workdir) / f'{defense}_{100 * fraction:g}' / str(seed)
                 helper = str(Path(workdir) / f'natural_{100 * fraction:g}' / str(seed))
-                config = run_config(recipe, defense, fraction, seed, eps=eps, epochs=epochs, helper=helper)
+                config = run_config(recipe, defense, fraction, seed, eps=eps, epochs=epochs, helper=helper,
+                                    eval_eps=eval_eps)
                 if not is_evaluated(config, folder):
                     logging.info('%s, %g %% of the labels, seed %d', defense, 100 * fraction, seed)
                     train_and_evaluate(config, folder, data_dir=data_dir)
@@ -118,6 +124,7 @@ if __name__ == '__main__':
     flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds.')
     flags.DEFINE_list('eps', None, 'The training radius: low,high.')
     flags.DEFINE_float('epochs', None, 'Over the whole split.')
+    flags.DEFINE_list('eval_eps', None, 'The radii of the evaluation.')
     flags.DEFINE_string('workdir', None, 'Where the runs go.')
     flags.DEFINE_string('data_dir', None, 'Where data sets are looked for; default: MEDROBUST_DATA.')
     flags.DEFINE_string('tables', None, 'A Markdown file to write.')
@@ -132,8 +139,9 @@ if __name__ == '__main__':
         def work() -> None:
             fractions = [float(each) for each in chosen.fractions]
             eps = None if chosen.eps is None else (float(chosen.eps[0]), float(chosen.eps[1]))
+            eval_eps = None if chosen.eval_eps is None else list(map(float, chosen.eval_eps))
             rows = run_all(chosen.recipe, chosen.defenses, fractions, list(map(int, chosen.seeds)), chosen.workdir,
-                           eps=eps, epochs=chosen.epochs, data_dir=chosen.data_dir)
+                           eps=eps, epochs=chosen.epochs, eval_eps=eval_eps, data_dir=chosen.data_dir)
             tables = fraction_tables(rows, fractions)
             if chosen.tables:
                 Path(chosen.tables).write_text('\n\n'.join(map(to_markdown, tables)) + '\n', encoding='utf-8')
