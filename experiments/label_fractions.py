@@ -27,7 +27,8 @@ from medrobust_jax.report.tables import Table, cell_text, to_markdown, to_text
 
 
 def run_config(recipe: str, defense: str, fraction: float, seed: int, *, eps: tuple[float, float] | None = None,
-               epochs: float | None = None, helper: str = '', eval_eps: Sequence[float] | None = None) -> ConfigDict:
+               epochs: float | None = None, helper: str = '', eval_eps: Sequence[float] | None = None
+               ) -> ConfigDict:
     """The config of one run.
 
     Args:

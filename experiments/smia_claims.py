@@ -1,11 +1,13 @@
-"""Tests what the SMIA paper claims, on a trained model, with intervals; favorable or not.
+"""Tests what the SMIA paper claims, on a trained model of any task, with intervals; favorable or not.
 
     python -m experiments.smia_claims --config=configs/retinamnist.py:natural \
-        --workdir=runs/retinamnist/natural/0 --out=results/smia/claims.jsonl
+        --workdir=runs/retinamnist/natural/0 --out=results/smia/claims.jsonl --table=results/smia/claims.md
 
 Claim 1: at equal eps, steps and step size, SMIA fools more images than FGSM, I-FGSM, PGD, MI-FGSM,
-DI-FGSM, TI-FGSM and the margin attack of Carlini and Wagner. Measured: the paired difference in
-robust accuracy (SMIA minus the other; negative favors SMIA) and McNemar's exact p.
+DI-FGSM, TI-FGSM and, on classifiers, the margin attack of Carlini and Wagner. Measured: the paired
+difference in robust accuracy (SMIA minus the other; negative favors SMIA) and McNemar's exact p;
+where a criterion has thresholds, also in the quality that it compares with them, every attack then
+running to its end.
 
 Claim 2: a2 > 0 lowers the variance of the perturbation, across iterations and across restarts.
 Measured per image: the variance over iterates (or over the last iterates of restarts) of each
@@ -14,8 +16,9 @@ pixel of the perturbation, in units of eps^2, mean over pixels; paired against a
 Claim 3: the divergence to the final prediction falls at a larger share of steps. Measured per
 image: the share of steps t with D(f(x_K), f(x_{t+1})) <= D(f(x_K), f(x_t)); paired against a2 = 0.
 
-Every row has the interval of a paired bootstrap over images; 'supported' is True where the whole
-interval lies on the claim's side, False where it lies on the other, else None.
+D is the task's divergence. Every row has the interval of a paired bootstrap over patients (images
+where there are none); 'supported' is True where the whole interval lies on the claim's side, False
+where it lies on the other, else None.
 """
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -35,11 +38,15 @@ from medrobust_jax.attacks.run import begin
 from medrobust_jax.core import rng
 from medrobust_jax.core.blocks import in_blocks, on_each_device
 from medrobust_jax.core.types import Attack, Task
-from medrobust_jax.evaluate.programs import Layout, ModelForward, in_chunks, make_layout, victim_of
+from medrobust_jax.evaluate.files import plain, replacing
+from medrobust_jax.evaluate.pairs import paired_difference, quality_columns
+from medrobust_jax.evaluate.programs import Layout, ModelForward, in_chunks, make_layout, row_by_row, victim_of
 from medrobust_jax.evaluate.provenance import provenance
 from medrobust_jax.evaluate.suite import Examples, Threat, attack_grid, clean_point
-from medrobust_jax.metrics.intervals import mcnemar, paired_bootstrap
+from medrobust_jax.metrics.intervals import mcnemar
 from medrobust_jax.parallel.mesh import data_mesh
+from medrobust_jax.report.summary import eps_text
+from medrobust_jax.report.tables import Table, to_markdown
 
 NUM_STEPS = 20
 STEP = 2.5 / NUM_STEPS
@@ -48,11 +55,12 @@ NUM_RESTARTS = 3
 NUM_STABILITY = 200  # images for claims 2 and 3, of every class its share; claim 1 uses all
 
 
-def rivals() -> dict[str, dict[str, Any]]:
+def rivals(task: Task) -> dict[str, dict[str, Any]]:
     """The attacks that SMIA is compared with, with equal steps and step size (FGSM has one)."""
     shared = {'num_steps': NUM_STEPS, 'relative_step_size': STEP}
     specs: dict[str, dict[str, Any]] = {'fgsm': {'attack': 'fgsm', 'options': {}}}
-    for attack in ('ifgsm', 'pgd', 'mi_fgsm', 'di_fgsm', 'ti_fgsm', 'pgd_margin'):
+    of_logits = ('pgd_margin',) if task.quality is None else ()
+    for attack in ('ifgsm', 'pgd', 'mi_fgsm', 'di_fgsm', 'ti_fgsm', *of_logits):
         specs[attack] = {'attack': attack, 'options': shared}
     return {name: {**spec, 'num_restarts': 1} for name, spec in specs.items()}
 
@@ -82,7 +90,7 @@ def make_trajectory(forward: ModelForward, task: Task, attack: Attack, layout: L
                                       length=attack.num_steps)
             iterates = jnp.concatenate([seen, last.images[None]])
             outputs = jax.lax.map(lambda image: victim.forward(image, k), iterates)
-            return iterates.swapaxes(0, 1), outputs.swapaxes(0, 1)
+            return jax.tree.map(lambda of_steps: of_steps.swapaxes(0, 1), (iterates, outputs))
 
         return in_blocks(block, width=layout.width)(keys, images, targets, eps)
 
@@ -97,10 +105,10 @@ def stability(forward: ModelForward, variables: Any, task: Task, attack: Attack,
     iterates, outputs = in_chunks(make_trajectory(forward, task, attack, layout), layout)(
         variables, keys, examples.images, examples.targets, radius)
     deltas = (iterates - examples.images[:, None]) / eps
-    final = np.repeat(outputs[:, -1:], outputs.shape[1], axis=1)
-    flat = (final.reshape(-1, final.shape[-1]), outputs.reshape(-1, final.shape[-1]))
-    distance = np.asarray(task.divergence(*flat))
-    steps = np.diff(distance.reshape(outputs.shape[:2])[:, :-1], axis=1)  # the last distance is zero by definition
+    final = jax.tree.map(lambda leaf: np.repeat(leaf[:, -1:], leaf.shape[1], axis=1), outputs)
+    one_axis = partial(jax.tree.map, lambda leaf: leaf.reshape(-1, *leaf.shape[2:]))
+    distance = row_by_row(task.divergence)(one_axis(final), one_axis(outputs)).reshape(iterates.shape[:2])
+    steps = np.diff(distance[:, :-1], axis=1)  # the last distance is zero by definition
     ends = []
     for restart in range(NUM_RESTARTS):
         moved, _ = in_chunks(make_trajectory(forward, task, random_attack, layout), layout)(
@@ -119,37 +127,51 @@ def judge_claims(config: ConfigDict, workdir: str, *, eps_grid: Sequence[float],
     layout = make_layout(data_mesh(), width=config.eval.block_width, chunk=config.eval.chunk)
     model, seed = (subject.forward, subject.variables, task), config.eval.seed
     clean = clean_point(*model, examples, layout=layout, seed=seed)
-    chosen = build.share_of_each_class(np.asarray(examples.targets), NUM_STABILITY)
-    few = jax.tree.map(lambda column: column[chosen], examples)
+    few = jax.tree.map(lambda column: column[_chosen(examples)], examples)
     evidence = provenance(**subject.fingerprints, block_width=layout.width)
     evidence.pop('wall_seconds')  # not measured here
     common = {**subject.identity, 'num_steps': NUM_STEPS, 'attack_seed': seed, 'provenance': evidence}
     rows = []
     for eps in eps_grid:
-        standing = {}
-        for threat in threats_of({**rivals(), **variants()}, task):
-            (point,) = attack_grid(*model, threat, examples, (eps,), layout=layout, seed=seed, clean=clean)
-            standing[threat.name] = point.result.acceptable
-            logging.info('eps %.4g %s: %.4f', eps, threat.name, point.result.acceptable.mean())
-        rows += [success_row(standing[ours], standing[other], ours=ours, other=other, eps=eps)
-                 for ours in variants() for other in rivals()]
+        left: dict[str, dict[str, np.ndarray]] = {}
+        for threat in threats_of({**rivals(task), **variants()}, task):
+            (point,) = attack_grid(*model, threat, examples, (eps,), layout=layout, seed=seed, clean=clean,
+                                   stop_when_fooled=task.quality is None)
+            left[threat.name] = {'robust_accuracy': point.result.acceptable}
+            if task.quality is not None:
+                left[threat.name] |= quality_columns(row_by_row(task.quality)(point.outputs, examples.targets))
+            logging.info('eps %.4g %s: %s', eps, threat.name,
+                         ', '.join(f'{what} {values.mean():.4f}' for what, values in left[threat.name].items()))
+        for ours in variants():
+            for other in rivals(task):
+                rows += success_rows(left[ours], left[other], examples.groups, ours=ours, other=other, eps=eps)
         measure = partial(stability, *model, examples=few, eps=eps, layout=layout, seed=seed)
-        rows += stability_rows(measure, task, eps)
+        rows += stability_rows(measure, task, few.groups, eps)
     return [{**common, **row} for row in rows]
 
 
-def success_row(ours_standing: np.ndarray, other_standing: np.ndarray, *, ours: str, other: str, eps: float
-                ) -> dict[str, Any]:
-    """Claim 1 for one pair of attacks."""
-    difference = paired_bootstrap(np.mean, (other_standing.astype(float),), (ours_standing.astype(float),))
-    return {'claim': 1, 'eps': eps, 'ours': ours, 'other': other, 'measure': 'robust_accuracy',
-            'ours_value': float(ours_standing.mean()), 'other_value': float(other_standing.mean()),
-            **_judged(difference, lower_is_better=True), 'mcnemar_p': mcnemar(other_standing, ours_standing),
-            'n': len(ours_standing)}
+def _chosen(examples: Examples) -> np.ndarray:
+    """The images of claims 2 and 3: of labels every class its share, otherwise the first ones."""
+    targets = examples.targets
+    if isinstance(targets, np.ndarray) and targets.ndim == 1:
+        return build.share_of_each_class(targets, NUM_STABILITY)
+    return np.arange(min(NUM_STABILITY, len(examples.images)))
 
 
-def stability_rows(measure: Callable[..., dict[str, np.ndarray]], task: Task, eps: float
-                   ) -> list[dict[str, Any]]:
+def success_rows(ours_left: Mapping[str, np.ndarray], other_left: Mapping[str, np.ndarray],
+                 groups: np.ndarray | None, *, ours: str, other: str, eps: float) -> list[dict[str, Any]]:
+    """Claim 1 for one pair of attacks, by what they leave: verdicts and qualities, `[N]` each."""
+    rows = []
+    for what, own in ours_left.items():
+        theirs = other_left[what]
+        p = {'mcnemar_p': mcnemar(theirs, own)} if what == 'robust_accuracy' else {}
+        rows.append({'claim': 1, 'eps': eps, 'ours': ours, 'other': other, 'measure': what,
+                     **_judged(own, theirs, groups, lower_is_better=True), **p, 'n': len(own)})
+    return rows
+
+
+def stability_rows(measure: Callable[..., dict[str, np.ndarray]], task: Task, groups: np.ndarray | None,
+                   eps: float) -> list[dict[str, Any]]:
     """Claims 2 and 3: every variant against a2 = 0."""
     values = {}
     for name, spec in variants().items():
@@ -157,35 +179,50 @@ def stability_rows(measure: Callable[..., dict[str, np.ndarray]], task: Task, ep
         (random,) = threats_of({name: {**spec, 'options': {**spec['options'], 'start': 'ball'}}}, task)
         values[name] = measure(attack=threat.attack, random_attack=random.attack)
     baseline = values.pop('smia_a2_0')
-    rows = []
-    for name, ours in values.items():
-        for what, lower in (('variance_over_iterations', True), ('variance_over_restarts', True),
-                            ('share_of_falling_steps', False)):
-            difference = paired_bootstrap(np.mean, (baseline[what],), (ours[what],))
-            rows.append({'claim': 2 if lower else 3, 'eps': eps, 'ours': name, 'other': 'smia_a2_0',
-                         'measure': what, 'ours_value': float(ours[what].mean()),
-                         'other_value': float(baseline[what].mean()),
-                         **_judged(difference, lower_is_better=lower), 'n': len(ours[what])})
-    return rows
+    return [{'claim': 2 if lower else 3, 'eps': eps, 'ours': name, 'other': 'smia_a2_0', 'measure': what,
+             **_judged(ours[what], baseline[what], groups, lower_is_better=lower), 'n': len(ours[what])}
+            for name, ours in values.items()
+            for what, lower in (('variance_over_iterations', True), ('variance_over_restarts', True),
+                                ('share_of_falling_steps', False))]
 
 
-def _judged(difference: Any, *, lower_is_better: bool) -> dict[str, Any]:
+def _judged(ours: np.ndarray, other: np.ndarray, groups: np.ndarray | None, *, lower_is_better: bool
+            ) -> dict[str, Any]:
+    difference = paired_difference(ours.astype(float), other.astype(float), groups)
     low, high = (difference.low, difference.high) if lower_is_better else (-difference.high, -difference.low)
-    return {'difference': difference.value, 'low': difference.low, 'high': difference.high,
-            'supported': True if high < 0 else False if low > 0 else None}
+    return plain({'ours_value': ours.mean(), 'other_value': other.mean(), 'difference': difference.value,
+                  'low': difference.low, 'high': difference.high,
+                  'supported': True if high < 0 else False if low > 0 else None})
 
 
-def write_rows(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Replaces the rows of the same models in a JSONL file and keeps the others."""
+def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """SMIA with a2 = 1 against each rival and against a2 = 0: a line per claim and rival, a column per model."""
+    own = [row for row in rows if row['ours'] == 'smia_a2_1']
+    models = {(row['dataset'], row['defense'], row['eps']): None for row in own}
+    cells = {(row['claim'], row['measure'], row['other'], row['dataset'], row['defense'], row['eps']):
+             f'{row["difference"]:+.4f} [{row["low"]:+.4f}, {row["high"]:+.4f}]'
+             + {True: ' **yes**', False: ' **no**', None: ''}[row['supported']] for row in own}
+    lines = [[str(claim), measure.replace('_', ' '), other.replace('smia_a2_0', 'a2 = 0'),
+              *(cells.get((claim, measure, other, *model), '') for model in models)]
+             for claim, measure, other in dict.fromkeys(key[:3] for key in cells)]
+    caption = ('SMIA (a2 = 1, KL) minus the other, with 95 % paired bootstrap intervals; **yes** and **no** where '
+               'the whole interval is on the claim\'s side of zero, or on the other.')
+    return Table(caption, ['claim', 'measure', 'against',
+                           *(f'{dataset} {defense}, {eps_text(eps, "linf")}' for dataset, defense, eps in models)],
+                 lines, [])
+
+
+def write_rows(path: str | Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Replaces the rows of the same models in a JSONL file and keeps the others; returns all."""
     path = Path(path)
     who = {_checkpoint(row) for row in rows}
     kept = []
     if path.exists():
         kept = [row for row in map(json.loads, path.read_text().splitlines()) if _checkpoint(row) not in who]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_suffix('.partial')
-    partial_path.write_text(''.join(json.dumps(row, allow_nan=False) + '\n' for row in [*kept, *rows]))
-    partial_path.replace(path)
+    with replacing(path) as partial_path:
+        partial_path.write_text(''.join(json.dumps(row, allow_nan=False) + '\n' for row in [*kept, *rows]))
+    return [*kept, *rows]
 
 
 def _checkpoint(row: Mapping[str, Any]) -> str:
@@ -198,7 +235,15 @@ if __name__ == '__main__':
     from experiments import main
 
     flags.DEFINE_string('out', 'smia_claims.jsonl', 'The file of rows; those of other models are kept.')
+    flags.DEFINE_string('table', None, 'A Markdown file to write, of all rows in --out.')
     flags.DEFINE_list('eps', ['1', '4', '8'], 'Radii in 1/255.')
-    main.launch(lambda config, workdir: write_rows(flags.FLAGS.out, judge_claims(
-        config, workdir, eps_grid=[float(each) / 255 for each in flags.FLAGS.eps],
-        data_dir=flags.FLAGS.data_dir)), device_per_core=True)
+
+    def _main(config: ConfigDict, workdir: str) -> None:
+        chosen = flags.FLAGS
+        rows = judge_claims(config, workdir, eps_grid=[float(each) / 255 for each in chosen.eps],
+                            data_dir=chosen.data_dir)
+        everything = write_rows(chosen.out, rows)
+        if chosen.table:
+            Path(chosen.table).write_text(to_markdown(table_of(everything)) + '\n', encoding='utf-8')
+
+    main.launch(_main, device_per_core=True)

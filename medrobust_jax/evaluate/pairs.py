@@ -1,6 +1,6 @@
 """Evaluations compared image by image: what must agree, and the paired differences.
 
-Contents: `check_alike`, `measures`, `paired_difference`, `paired_rows`.
+Contents: `check_alike`, `measures`, `paired_difference`, `paired_rows`, `quality_columns`.
 
 Example:
 
@@ -111,12 +111,15 @@ def measures(verdicts: Verdicts, eps: float | None) -> dict[str, np.ndarray]:
     at = None if eps is None else int(np.flatnonzero(verdicts.eps == eps)[0])
     acceptable = verdicts.withstood_clean if at is None else verdicts.acceptable[at]
     quality = verdicts.clean_quality if at is None else None if verdicts.quality is None else verdicts.quality[at]
-    found = {}
-    if quality is not None:
-        parts = PARTS if quality.shape[1:] == (3,) else tuple(map(str, range(1, quality[0].size + 1)))
-        found = {'quality': quality} if quality.ndim == 1 else {
-            f'quality_{part}': column for part, column in zip(parts, quality.T, strict=True)}
-    return {**found, 'robust_accuracy': acceptable}
+    return {**({} if quality is None else quality_columns(quality)), 'robust_accuracy': acceptable}
+
+
+def quality_columns(quality: np.ndarray) -> dict[str, np.ndarray]:
+    """A task's quality, `[N]` or `[N, k]`, as named columns: 'quality', or one per part ('quality_box')."""
+    if quality.ndim == 1:
+        return {'quality': quality}
+    parts = PARTS if quality.shape[1:] == (3,) else tuple(map(str, range(1, quality[0].size + 1)))
+    return {f'quality_{part}': column for part, column in zip(parts, quality.T, strict=True)}
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray | None) -> Estimate:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from configs import acdc
 from configs.base import threat
-from experiments import build
+from experiments import build, smia_claims
 from experiments.calibrate import calibrate
 from experiments.evaluate import evaluate
 from experiments.train import train_and_evaluate
@@ -138,3 +138,29 @@ def test_training_starts_from_the_weights_of_a_run(natural, tmp_path):
     config.model.options.width = 8
     with pytest.raises(ValueError, match='holds another model'):
         train_and_evaluate(config, tmp_path / 'other', progress=False)
+
+
+@pytest.mark.slow
+def test_smias_claims_are_judged_on_masks_too(natural, tmp_path, monkeypatch):
+    workdir, _ = natural
+    monkeypatch.setattr(smia_claims, 'NUM_STEPS', 3)
+    weights = {f'smia_a2_{a2}': {'attack': 'smia', 'num_restarts': 1, 'options': {
+        'num_steps': 3, 'stabilization_weight': a2}} for a2 in (0, 1)}
+    monkeypatch.setattr(smia_claims, 'variants', lambda: weights)
+    monkeypatch.setattr(smia_claims, 'NUM_RESTARTS', 2)
+    monkeypatch.setattr(smia_claims, 'rivals', lambda task: {'fgsm': {'attack': 'fgsm', 'num_restarts': 1}})
+    config = tiny('natural')
+    config.eval.update({'calibrated_on': str(workdir), 'max_examples': 4})
+    rows = smia_claims.judge_claims(config, str(workdir), eps_grid=[8 / 255])
+    of = {(row['ours'], row['measure']): row for row in rows}
+    assert {what for ours, what in of if ours == 'smia_a2_1'} == {
+        'robust_accuracy', 'quality', 'variance_over_iterations', 'variance_over_restarts',
+        'share_of_falling_steps'}
+    assert all(row['low'] <= row['difference'] <= row['high'] for row in rows)
+    assert 0 <= of['smia_a2_1', 'share_of_falling_steps']['ours_value'] <= 1
+    assert 0 < of['smia_a2_1', 'variance_over_iterations']['ours_value'] < 1, 'of perturbations in units of eps'
+    out = tmp_path / 'claims.jsonl'
+    assert len(smia_claims.write_rows(out, rows)) == len(smia_claims.write_rows(out, rows)) == len(rows)
+    table = smia_claims.table_of(rows)
+    assert table.columns[3] == 'cardiac_phantom natural, 8/255'
+    assert ['2', 'variance over iterations', 'a2 = 0'] in [line[:3] for line in table.lines]

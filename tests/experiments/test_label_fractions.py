@@ -8,7 +8,8 @@ from medrobust_jax.report.tables import to_text
 
 def test_configs_of_one_comparison():
     low, high = 1 / 255, 8 / 255
-    ssat = label_fractions.run_config('pneumoniamnist', 'ssat', .05, 2, eps=(low, high), epochs=3., eval_eps=[high])
+    ssat = label_fractions.run_config('pneumoniamnist', 'ssat', .05, 2, eps=(low, high), epochs=3.,
+                                      eval_eps=[high])
     assert (ssat.data.labeled_fraction, ssat.seed, ssat.train.epochs) == (.05, 2, 3.)
     assert (ssat.train.eval_every_epochs, ssat.eval.eps) == (1., (high,))
     assert (ssat.defense.eps_low, ssat.defense.eps, ssat.validation.eps) == (low, high, high)
