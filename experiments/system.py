@@ -6,9 +6,10 @@
 Detectors (`config.eval.system`) are fitted on clean training images, their thresholds calibrated on validation
 images, and the risk that a wrong answer reaches the clinic is measured under attackers who do not know the
 detector, under transfer from `config.eval.surrogate`, and under attackers who know it. Writes detectors/*.npz,
-system.jsonl and report.html; `experiments.report` over several workdirs compares systems. Run again, it goes on
-where it stopped: training from its checkpoint, and a system that system.jsonl holds with the same settings is not
-judged again.
+systems/*.npz (every image's outcome), system.jsonl and report.html; `experiments.report` over several workdirs
+shows systems side by side, `experiments.compare_systems` their paired differences. Run again, it goes on where it
+stopped: training from its checkpoint, and a system that system.jsonl holds with the same settings is not judged
+again.
 """
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,7 @@ from medrobust_jax.evaluate.provenance import provenance
 from medrobust_jax.evaluate.records import Row, read_rows, rows_of, update_rows
 from medrobust_jax.evaluate.suite import Examples, Threat
 from medrobust_jax.evaluate.system import Found, System
+from medrobust_jax.evaluate.system_outcomes import SystemOutcomes, save_outcomes
 from medrobust_jax.evaluate.writing import Subject
 from medrobust_jax.metrics.adversarial_detection import detection_metrics
 from medrobust_jax.metrics.intervals import proportion
@@ -107,7 +109,12 @@ def judge_systems(config: ConfigDict, workdir: str | Path, *, data_dir: str | No
             continue
         if not blind:
             blind = blind_attacks(bench)
-        rows = _rows(bench, label, fitted, _attacked(bench, fitted, blind, known), settings)
+        found = _attacked(bench, fitted, blind, known)
+        curves = _curves(found)
+        rows = _rows(bench, label, fitted, found, curves, settings)
+        save_outcomes(bench.workdir, name, SystemOutcomes(
+            label, np.asarray([point.eps for point in found[AWARE]]), bench.examples.index, bench.examples.groups,
+            _worst(curves, list(curves)), settings))
         update_rows(bench.workdir / ROWS, rows)
         if progress:
             worst = [row for row in rows if (row.attack, row.metric) == (WORST, 'risk_system')]
@@ -281,8 +288,19 @@ def _guides(bench: Bench, fitted: Fitted | None, features: np.ndarray, known: Kn
         return None
 
 
+def _curves(found: dict[str, list[Found]]) -> dict[str, list[Outcomes]]:
+    """Of every attack its outcomes over the grid; what was done in a smaller ball counts in every larger one."""
+    (clean,) = found['clean']
+    return {name: nested_outcomes([point.outcomes for point in (clean, *points)])[1:]
+            for name, points in found.items() if name != 'clean'}
+
+
+def _worst(curves: dict[str, list[Outcomes]], members: list[str]) -> list[Outcomes]:
+    return [worst_of(at_eps) for at_eps in zip(*(curves[name] for name in members), strict=True)]
+
+
 def _rows(bench: Bench, label: str, fitted: Fitted | None, found: dict[str, list[Found]],
-          settings: dict[str, Any]) -> list[Row]:
+          curves: dict[str, list[Outcomes]], settings: dict[str, Any]) -> list[Row]:
     """One system's risks and detection rates under every attack, and under the worst per image."""
     groups, (clean,) = bench.examples.groups, found['clean']
     tau = -np.inf if fitted is None else fitted.threshold.tau
@@ -301,8 +319,6 @@ def _rows(bench: Bench, label: str, fitted: Fitted | None, found: dict[str, list
                             attack_options=options, provenance=about))
 
     add('clean', 0.0, clean.outcomes, {'false_alarms': proportion(rejected_clean, groups)}, {})
-    curves = {name: nested_outcomes([point.outcomes for point in (clean, *points)])[1:]
-              for name, points in found.items() if name != 'clean'}
     chosen = bench.config.eval.system
     aware = {'attack': 'apgd', 'num_steps': chosen.aware_steps, 'num_rounds': chosen.aware_rounds,
              'num_guides': chosen.num_guides}
@@ -310,10 +326,9 @@ def _rows(bench: Bench, label: str, fitted: Fitted | None, found: dict[str, list
         for point, outcomes in zip(found[name], outcomes_by_eps, strict=True):
             more = {} if fitted is None else _detected(clean, point, tau, groups)
             add(name, point.eps, outcomes, more, aware if name == AWARE else {'attack': name})
-    unaware = [name for name in curves if name != AWARE]
-    for position, point in enumerate(found[AWARE]):
-        for name, members in ((UNAWARE, unaware), (WORST, list(curves))):
-            add(name, point.eps, worst_of([curves[each][position] for each in members]), {}, {'attacks': members})
+    for name, members in ((UNAWARE, [each for each in curves if each != AWARE]), (WORST, list(curves))):
+        for point, outcomes in zip(found[AWARE], _worst(curves, members), strict=True):
+            add(name, point.eps, outcomes, {}, {'attacks': members})
     return rows
 
 

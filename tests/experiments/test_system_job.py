@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 from configs import acdc, oct_phantom
 from configs.base import threat
-from experiments import fitted_detectors, system
+from experiments import compare_systems, fitted_detectors, system
 from experiments.fitted_detectors import Known, reads_labels
 from experiments.report import write_report
 from experiments.train import train_and_evaluate
@@ -14,6 +14,7 @@ from medrobust_jax.data.registry import load
 from medrobust_jax.detectors.detector import Detector
 from medrobust_jax.evaluate.detector_files import load_detector
 from medrobust_jax.evaluate.records import read_rows
+from medrobust_jax.evaluate.system_outcomes import check_comparable, load_outcomes
 
 GRID = (1 / 255, 8 / 255)
 pytestmark = pytest.mark.slow
@@ -83,6 +84,30 @@ def test_a_detection_rate_never_stands_alone(judged):
     page = report.read_text()
     assert 'Risk of the whole system' in page
     assert 'wrong answers reach the clinic' in page
+
+
+def test_systems_are_compared_image_by_image(judged):
+    workdir, _, rows = judged
+    systems = load_outcomes(workdir)
+    for label, kept in systems.items():
+        for eps, worst in zip(kept.eps, kept.worst, strict=True):
+            assert worst.reached.mean() == value_of(rows, label, 'worst_case', eps, 'risk_system')
+    found = compare_systems.compare_systems([workdir], 'natural+gaussian')
+    assert {(row['second'], row['eps']) for row in found} == {
+        (label, eps) for label in systems if label != 'natural+gaussian' for eps in GRID}
+    for row in found:
+        assert row['difference'] == pytest.approx(row['first_value'] - row['second_value'])
+        assert row['low'] <= row['difference'] <= row['high']
+    table = compare_systems.table_of(found)
+    assert table.lines[0][0] == 'natural+gaussian'
+    assert len(table.lines) == 4
+    with pytest.raises(ValueError, match=r"did you mean 'natural\+gaussian'"):
+        compare_systems.compare_systems([workdir], 'natural+gausian')
+    with pytest.raises(ValueError, match='comes twice'):
+        compare_systems.compare_systems([workdir, workdir], 'natural')
+    changed = systems['natural']._replace(settings={**systems['natural'].settings, 'seed': 9})
+    with pytest.raises(ValueError, match='differ in seed'):
+        check_comparable([systems['natural'], changed])
 
 
 def test_what_is_judged_is_not_judged_again(judged, monkeypatch):

@@ -1,0 +1,106 @@
+"""What happened to every image of a judged system, kept so that systems can be compared in pairs.
+
+Contents: `SystemOutcomes`, `save_outcomes`, `load_outcomes`, `check_comparable`, `compared`.
+
+Example:
+
+    ssat, natural = load_outcomes('runs/ssat')['ssat+gaussian'], load_outcomes('runs/natural')['natural']
+    check_comparable([ssat, natural])
+    for row in compared(ssat, natural):
+        print(row['eps'], row['difference'], row['low'], row['high'])
+"""
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from medrobust_jax.evaluate.files import naming, plain, save_arrays
+from medrobust_jax.metrics.risk import Outcomes, risk_difference
+
+FOLDER = 'systems'
+# Settings that may differ between systems that are compared; all others must not.
+_OWN = ('detector', 'surrogate', 'config_fingerprint', 'checkpoint_fingerprint')
+
+
+class SystemOutcomes(NamedTuple):
+    """A system under the worst of its attacks.
+
+    Attributes:
+      label: the defense and its detector, as in tables.
+      eps: `[E]` radii, ascending.
+      index: `[N]` rows in the data set.
+      groups: `[N]` patient ids, or None.
+      worst: one `Outcomes` per radius.
+      settings: plain values, all that decides the outcomes.
+    """
+
+    label: str
+    eps: np.ndarray
+    index: np.ndarray
+    groups: np.ndarray | None
+    worst: Sequence[Outcomes]
+    settings: Mapping[str, Any]
+
+
+def save_outcomes(workdir: str | Path, name: str, system: SystemOutcomes) -> None:
+    """Writes `workdir/systems/<name>.npz`; `name` is the detector's."""
+    groups = {} if system.groups is None else {'groups': np.asarray(system.groups)}
+    save_arrays(Path(workdir) / FOLDER / f'{name}.npz', {
+        'label': np.asarray(system.label), 'eps': np.asarray(system.eps), 'index': np.asarray(system.index),
+        **groups, 'wrong': np.stack([each.wrong for each in system.worst]),
+        'reached': np.stack([each.reached for each in system.worst]),
+        'settings': np.asarray(json.dumps(plain(system.settings)))})
+
+
+def load_outcomes(workdir: str | Path) -> dict[str, SystemOutcomes]:
+    """All systems of a workdir by their label.
+
+    Raises:
+      FileNotFoundError: none was judged there.
+    """
+    found = {}
+    for path in sorted((Path(workdir) / FOLDER).glob('*.npz')):
+        with naming(path, 'read a system'), np.load(path) as file:
+            worst = [Outcomes(*pair) for pair in zip(file['wrong'], file['reached'], strict=True)]
+            label = str(file['label'])
+            found[label] = SystemOutcomes(label, file['eps'], file['index'], file.get('groups'), worst,
+                                          json.loads(str(file['settings'])))
+    if not found:
+        raise FileNotFoundError(f'{workdir}/{FOLDER} holds no system: run experiments.system with '
+                                f'--workdir={workdir} first')
+    return found
+
+
+def check_comparable(systems: Sequence[SystemOutcomes]) -> None:
+    """Raises ValueError, naming what differs, unless all systems met the same attacks on the same images.
+
+    Which model a transfer attack came from may differ: a model is no surrogate of its own.
+    """
+    first = systems[0]
+    for other in systems[1:]:
+        differing = [name for name in sorted({*first.settings, *other.settings} - {*_OWN})
+                     if first.settings.get(name) != other.settings.get(name)]
+        if not np.array_equal(first.index, other.index):
+            differing.append('images')
+        if not np.array_equal(first.eps, other.eps):
+            differing.append('eps')
+        if differing:
+            raise ValueError(f'{first.label} and {other.label} cannot be compared; they differ in '
+                             + ', '.join(differing))
+
+
+def compared(claimed: SystemOutcomes, other: SystemOutcomes) -> Iterator[dict[str, Any]]:
+    """R_sys of `claimed` minus that of `other`, one row per radius, paired over patients or images.
+
+    'supported' is True where the whole 95 % interval is below zero, False where it is above, else None.
+    """
+    for eps, ours, theirs in zip(claimed.eps, claimed.worst, other.worst, strict=True):
+        difference = risk_difference(theirs.reached, ours.reached, claimed.groups)
+        yield plain({
+            'claim': 'first has the lower risk', 'first': claimed.label, 'second': other.label, 'eps': eps,
+            'first_value': ours.reached.mean(), 'second_value': theirs.reached.mean(),
+            'difference': difference.value, 'low': difference.low, 'high': difference.high, 'n': len(ours.reached),
+            'supported': True if difference.high < 0 else False if difference.low > 0 else None,
+            'settings': claimed.settings, 'second_settings': other.settings})
