@@ -5,8 +5,11 @@
         --tables=results/fractions_pneumoniamnist.md
 
 With one seed all defenses are given the same labels, and the labels of a smaller share are among those of a larger
-one. 'rst' takes its pseudo-labels from 'natural' of the same share and seed, so name that before it. A run that is
-finished is not made again: killed and started anew, the command goes on where it stopped.
+one. 'rst' takes its pseudo-labels from 'natural' of the same share and seed, so name that before it; with
+--from_natural every defense starts from its weights, as the published semi-supervised training does from
+pretrained ones: a network that labels images for itself from drawn weights, or at a high learning rate, ends up
+calling all of them the same. A run that is finished is not made again: killed and started anew, the command goes
+on where it stopped.
 """
 import importlib
 import math
@@ -27,8 +30,8 @@ from medrobust_jax.report.tables import Table, cell_text, to_markdown, to_text
 
 
 def run_config(recipe: str, defense: str, fraction: float, seed: int, *, eps: tuple[float, float] | None = None,
-               epochs: float | None = None, helper: str = '', eval_eps: Sequence[float] | None = None
-               ) -> ConfigDict:
+               epochs: float | None = None, natural: str = '', from_natural: float | None = None,
+               eval_eps: Sequence[float] | None = None) -> ConfigDict:
     """The config of one run.
 
     Args:
@@ -39,7 +42,8 @@ def run_config(recipe: str, defense: str, fraction: float, seed: int, *, eps: tu
       eps: `(low, high)`: one-step defenses draw their radius between them, the others use the high one; None
         leaves what the recipe says.
       epochs: over the whole split; None leaves what the recipe says.
-      helper: the workdir of the natural run that pseudo-labels come from.
+      natural: the workdir of the natural run on the same labels: the helper of defenses that need one.
+      from_natural: the learning rate of defenses that start from that run's weights; None: from drawn weights.
       eval_eps: the radii of the evaluation; None leaves what the recipe says.
     """
     config = with_few_labels(importlib.import_module(f'configs.{recipe}').get_config(defense), fraction)
@@ -54,7 +58,11 @@ def run_config(recipe: str, defense: str, fraction: float, seed: int, *, eps: tu
     # A look at the validation split under attack costs as much as an epoch of training: three choose a checkpoint.
     config.train.eval_every_epochs = config.train.checkpoint_every_epochs = config.train.epochs / 3
     if needs_helper(config.defense):
-        config.defense.helper = helper
+        config.defense.helper = natural
+    if from_natural is not None and defense != 'natural':
+        config.train.init_from = natural
+        config.optimizer.learning_rate = from_natural
+        config.defense.warmup_epochs = 0.0
     if eval_eps is not None:
         config.eval.eps = tuple(eval_eps)
     # Each share is one cell of a table; the four attacks of a full evaluation agree within a point here.
@@ -65,16 +73,19 @@ def run_config(recipe: str, defense: str, fraction: float, seed: int, *, eps: tu
 
 def run_all(recipe: str, defenses: Sequence[str], fractions: Sequence[float], seeds: Sequence[int],
             workdir: str | Path, *, eps: tuple[float, float] | None = None, epochs: float | None = None,
-            eval_eps: Sequence[float] | None = None, data_dir: str | None = None) -> list[Row]:
+            from_natural: float | None = None, eval_eps: Sequence[float] | None = None,
+            data_dir: str | None = None) -> list[Row]:
     """Trains and attacks every combination; returns all rows."""
+    if from_natural is not None and 'natural' not in defenses[:1]:
+        raise ValueError(f"defenses that start from natural runs need 'natural' before them, not {list(defenses)}")
     rows: list[Row] = []
     for seed in seeds:
         for fraction in fractions:
             for defense in defenses:
                 folder = Path(workdir) / f'{defense}_{100 * fraction:g}' / str(seed)
-                helper = str(Path(workdir) / f'natural_{100 * fraction:g}' / str(seed))
-                config = run_config(recipe, defense, fraction, seed, eps=eps, epochs=epochs, helper=helper,
-                                    eval_eps=eval_eps)
+                natural = str(Path(workdir) / f'natural_{100 * fraction:g}' / str(seed))
+                config = run_config(recipe, defense, fraction, seed, eps=eps, epochs=epochs, natural=natural,
+                                    from_natural=from_natural, eval_eps=eval_eps)
                 if not is_evaluated(config, folder):
                     logging.info('%s, %g %% of the labels, seed %d', defense, 100 * fraction, seed)
                     train_and_evaluate(config, folder, data_dir=data_dir)
@@ -85,10 +96,13 @@ def run_all(recipe: str, defenses: Sequence[str], fractions: Sequence[float], se
 
 def fraction_tables(rows: Sequence[Row], fractions: Sequence[float], *, metric: str = 'robust_accuracy'
                     ) -> list[Table]:
-    """One table per eps, clean images first: defenses down, shares of the labels across."""
+    """One table per eps, clean images first: defenses down, shares of the labels across.
+
+    'robust_accuracy' is under the worst attack per image, any other metric under PGD-20.
+    """
     tables = []
     for eps in sorted({row.eps for row in rows}):
-        attack = 'worst_case' if eps else 'clean'
+        attack = 'clean' if not eps else 'worst_case' if metric == 'robust_accuracy' else 'pgd20'
         here = [row for row in rows if (row.eps, row.attack, row.metric) == (eps, attack, metric)]
         lines = []
         for defense in dict.fromkeys(name_and_share(row.defense)[0] for row in here):
@@ -96,7 +110,8 @@ def fraction_tables(rows: Sequence[Row], fractions: Sequence[float], *, metric: 
             lines.append([defense, *(cell_text(summary_of(cell) if cell else None, percent=True, compact=True)
                                      for cell in cells)])
         seeds = sorted({row.seed for row in here})
-        what = f'under the worst attack per image at eps {eps_text(eps, "linf")}' if eps else 'on clean images'
+        who = 'the worst attack per image' if attack == 'worst_case' else 'PGD-20'
+        what = f'under {who} at eps {eps_text(eps, "linf")}' if eps else 'on clean images'
         caption = (f'{here[0].dataset} {here[0].split}: {metric.replace("_", " ")} in % {what}; '
                    f'{len(seeds)} seeds, (lowest to highest); n = {here[0].n}')
         tables.append(Table(caption, ['defense', *(f'{100 * each:g} % labels' for each in fractions)], lines, []))
@@ -125,6 +140,8 @@ if __name__ == '__main__':
     flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds.')
     flags.DEFINE_list('eps', None, 'The training radius: low,high.')
     flags.DEFINE_float('epochs', None, 'Over the whole split.')
+    flags.DEFINE_float('from_natural', None, "Defenses start from the natural runs' weights, at this learning "
+                                             'rate; from drawn weights if not given.')
     flags.DEFINE_list('eval_eps', None, 'The radii of the evaluation.')
     flags.DEFINE_string('workdir', None, 'Where the runs go.')
     flags.DEFINE_string('data_dir', None, 'Where data sets are looked for; default: MEDROBUST_DATA.')
@@ -142,8 +159,10 @@ if __name__ == '__main__':
             eps = None if chosen.eps is None else (float(chosen.eps[0]), float(chosen.eps[1]))
             eval_eps = None if chosen.eval_eps is None else list(map(float, chosen.eval_eps))
             rows = run_all(chosen.recipe, chosen.defenses, fractions, list(map(int, chosen.seeds)), chosen.workdir,
-                           eps=eps, epochs=chosen.epochs, eval_eps=eval_eps, data_dir=chosen.data_dir)
-            tables = fraction_tables(rows, fractions)
+                           eps=eps, epochs=chosen.epochs, from_natural=chosen.from_natural, eval_eps=eval_eps,
+                           data_dir=chosen.data_dir)
+            tables = [table for metric in ('robust_accuracy', 'balanced_accuracy')
+                      for table in fraction_tables(rows, fractions, metric=metric)]
             if chosen.tables:
                 Path(chosen.tables).write_text('\n\n'.join(map(to_markdown, tables)) + '\n', encoding='utf-8')
             print('\n\n'.join(map(to_text, tables)))

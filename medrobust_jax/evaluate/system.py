@@ -156,9 +156,8 @@ def aware_attack(system: System, examples: Examples, eps_grid: Sequence[float], 
                                seed=seed + number, **shared)
             rejected = tried.wrong & ~tried.reached
             low, high = np.where(rejected, middle, low), np.where(tried.wrong, high, middle)
-        for number in range(0 if guides is None else guides.shape[1]):
-            wanted = {'guide': guides[:, number]}
-            best, _ = _try(system, match, examples, best, wanted, seed=seed + number, **shared)
+        for number, guide in enumerate(() if guides is None else guides.swapaxes(0, 1)):
+            best, _ = _try(system, match, examples, best, {'guide': guide}, seed=seed + number, **shared)
         found.append(best)
     return found
 
