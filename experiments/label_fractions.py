@@ -31,7 +31,7 @@ from medrobust_jax.report.tables import Table, cell_text, to_markdown, to_text
 
 def run_config(recipe: str, defense: str, fraction: float, seed: int, *, eps: tuple[float, float] | None = None,
                epochs: float | None = None, natural: str = '', from_natural: float | None = None,
-               eval_eps: Sequence[float] | None = None) -> ConfigDict:
+               eval_eps: Sequence[float] | None = None, max_examples: int | None = None) -> ConfigDict:
     """The config of one run.
 
     Args:
@@ -45,6 +45,7 @@ def run_config(recipe: str, defense: str, fraction: float, seed: int, *, eps: tu
       natural: the workdir of the natural run on the same labels: the helper of defenses that need one.
       from_natural: the learning rate of defenses that start from that run's weights; None: from drawn weights.
       eval_eps: the radii of the evaluation; None leaves what the recipe says.
+      max_examples: test images that are attacked; None leaves what the recipe says.
     """
     config = with_few_labels(importlib.import_module(f'configs.{recipe}').get_config(defense), fraction)
     config.seed = seed
@@ -55,7 +56,8 @@ def run_config(recipe: str, defense: str, fraction: float, seed: int, *, eps: tu
             config.defense.eps_low = low
     if epochs is not None:
         config.train.epochs = epochs
-    # A look at the validation split under attack costs as much as an epoch of training: three choose a checkpoint.
+    # Validation under attack costs more than training between: three looks at 200 images choose a checkpoint.
+    config.validation.max_examples = 200
     config.train.eval_every_epochs = config.train.checkpoint_every_epochs = config.train.epochs / 3
     if needs_helper(config.defense):
         config.defense.helper = natural
@@ -63,6 +65,8 @@ def run_config(recipe: str, defense: str, fraction: float, seed: int, *, eps: tu
         config.train.init_from = natural
         config.optimizer.learning_rate = from_natural
         config.defense.warmup_epochs = 0.0
+    if max_examples is not None:
+        config.eval.max_examples = max_examples
     if eval_eps is not None:
         config.eval.eps = tuple(eval_eps)
     # Each share is one cell of a table; the four attacks of a full evaluation agree within a point here.
@@ -74,7 +78,7 @@ def run_config(recipe: str, defense: str, fraction: float, seed: int, *, eps: tu
 def run_all(recipe: str, defenses: Sequence[str], fractions: Sequence[float], seeds: Sequence[int],
             workdir: str | Path, *, eps: tuple[float, float] | None = None, epochs: float | None = None,
             from_natural: float | None = None, eval_eps: Sequence[float] | None = None,
-            data_dir: str | None = None) -> list[Row]:
+            max_examples: int | None = None, data_dir: str | None = None) -> list[Row]:
     """Trains and attacks every combination; returns all rows."""
     if from_natural is not None and 'natural' not in defenses[:1]:
         raise ValueError(f"defenses that start from natural runs need 'natural' before them, not {list(defenses)}")
@@ -85,7 +89,7 @@ def run_all(recipe: str, defenses: Sequence[str], fractions: Sequence[float], se
                 folder = Path(workdir) / f'{defense}_{100 * fraction:g}' / str(seed)
                 natural = str(Path(workdir) / f'natural_{100 * fraction:g}' / str(seed))
                 config = run_config(recipe, defense, fraction, seed, eps=eps, epochs=epochs, natural=natural,
-                                    from_natural=from_natural, eval_eps=eval_eps)
+                                    from_natural=from_natural, eval_eps=eval_eps, max_examples=max_examples)
                 if not is_evaluated(config, folder):
                     logging.info('%s, %g %% of the labels, seed %d', defense, 100 * fraction, seed)
                     train_and_evaluate(config, folder, data_dir=data_dir)
@@ -143,6 +147,7 @@ if __name__ == '__main__':
     flags.DEFINE_float('from_natural', None, "Defenses start from the natural runs' weights, at this learning "
                                              'rate; from drawn weights if not given.')
     flags.DEFINE_list('eval_eps', None, 'The radii of the evaluation.')
+    flags.DEFINE_integer('max_examples', None, 'Test images that are attacked.')
     flags.DEFINE_string('workdir', None, 'Where the runs go.')
     flags.DEFINE_string('data_dir', None, 'Where data sets are looked for; default: MEDROBUST_DATA.')
     flags.DEFINE_string('tables', None, 'A Markdown file to write.')
@@ -160,7 +165,7 @@ if __name__ == '__main__':
             eval_eps = None if chosen.eval_eps is None else list(map(float, chosen.eval_eps))
             rows = run_all(chosen.recipe, chosen.defenses, fractions, list(map(int, chosen.seeds)), chosen.workdir,
                            eps=eps, epochs=chosen.epochs, from_natural=chosen.from_natural, eval_eps=eval_eps,
-                           data_dir=chosen.data_dir)
+                           max_examples=chosen.max_examples, data_dir=chosen.data_dir)
             tables = [table for metric in ('robust_accuracy', 'balanced_accuracy')
                       for table in fraction_tables(rows, fractions, metric=metric)]
             if chosen.tables:
