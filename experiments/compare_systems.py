@@ -1,7 +1,7 @@
 """Compares judged systems with one that is claimed to be the best: paired differences in the system's risk.
 
     python -m experiments.compare_systems --workdir=runs/natural --workdir=runs/at --workdir=runs/ssat \
-        --claimed=ssat+gaussian --out=results/systems.jsonl --table=results/systems.md
+        --claimed='ssat, 10 % of labels+gaussian' --out=results/systems.jsonl --table=results/systems.md
 
 Every workdir was judged by `experiments.system`, with the same attacks on the same images. The claimed system is
 compared with every other one at every eps: R_sys of the claimed minus R_sys of the other under the worst of all
@@ -24,7 +24,7 @@ def compare_systems(workdirs: Sequence[str | Path], claimed: str) -> list[dict[s
 
     Raises:
       FileNotFoundError: a workdir without judged systems.
-      ValueError: a label that comes twice, an unknown claimed one, or systems judged differently.
+      ValueError: a label that comes twice, an unknown claimed one or no other, or systems judged differently.
     """
     systems: dict[str, Any] = {}
     for workdir in workdirs:
@@ -34,6 +34,8 @@ def compare_systems(workdirs: Sequence[str | Path], claimed: str) -> list[dict[s
             systems[label] = system
     if claimed not in systems:
         did_you_mean(claimed, systems, 'system in --claimed')
+    if len(systems) < 2:
+        raise ValueError(f'{claimed} is the only system: there is nothing to compare it with')
     check_comparable([systems[claimed], *systems.values()])
     return [row for label, system in systems.items() if label != claimed
             for row in compared(systems[claimed], system)]
@@ -53,6 +55,8 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _cell(row: dict[str, Any]) -> str:
+    if row['difference'] is None:
+        return f'{100 * row["second_value"]:.1f} (undefined)'
     points = '{:+.1f} [{:+.1f}, {:+.1f}]'.format(*(100 * row[name] for name in ('difference', 'low', 'high')))
     verdict = {True: ' **yes**', False: ' **no**', None: ''}[row['supported']]
     return f'{100 * row["second_value"]:.1f} ({points}{verdict})'

@@ -121,6 +121,9 @@ def is_evaluated(config: ConfigDict, workdir: str | Path) -> bool:
     names = [config.eval.ensemble] if config.eval.ensemble else list(config.eval.attacks)
     if not {'clean', *names} <= {row.attack for row in rows}:
         return False
+    if config.eval.max_examples is not None and any(
+            row.n > config.eval.max_examples for row in rows if row.attack == 'clean'):
+        return False
     if len(names) + bool(config.eval.surrogate) == 1:
         return True  # of one attack there is no worst
     return set(map(float, config.eval.eps)) <= {row.eps for row in rows if row.attack == 'worst_case'}

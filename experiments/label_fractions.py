@@ -94,7 +94,7 @@ def run_all(recipe: str, defenses: Sequence[str], fractions: Sequence[float], se
                     logging.info('%s, %g %% of the labels, seed %d', defense, 100 * fraction, seed)
                     train_and_evaluate(config, folder, data_dir=data_dir)
                     evaluate(config, folder, data_dir=data_dir)
-                rows += read_rows(folder / 'results.jsonl')
+                rows += [row for row in read_rows(folder / 'results.jsonl') if row.eps in (0, *config.eval.eps)]
     return rows
 
 
@@ -108,6 +108,8 @@ def fraction_tables(rows: Sequence[Row], fractions: Sequence[float], *, metric: 
     for eps in sorted({row.eps for row in rows}):
         attack = 'clean' if not eps else 'worst_case' if metric == 'robust_accuracy' else 'pgd20'
         here = [row for row in rows if (row.eps, row.attack, row.metric) == (eps, attack, metric)]
+        if not here:  # a metric that the task lacks
+            continue
         lines = []
         for defense in dict.fromkeys(name_and_share(row.defense)[0] for row in here):
             cells = [[row for row in here if _is_of(row.defense, defense, fraction)] for fraction in fractions]

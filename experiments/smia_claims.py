@@ -3,11 +3,12 @@
     python -m experiments.smia_claims --config=configs/retinamnist.py:natural \
         --workdir=runs/retinamnist/natural/0 --out=results/smia/claims.jsonl --table=results/smia/claims.md
 
-Claim 1: at equal eps, steps and step size, SMIA fools more images than FGSM, I-FGSM, PGD, MI-FGSM,
-DI-FGSM, TI-FGSM and, on classifiers, the margin attack of Carlini and Wagner. Measured: the paired
-difference in robust accuracy (SMIA minus the other; negative favors SMIA) and McNemar's exact p;
-where a criterion has thresholds, also in the quality that it compares with them, every attack then
-running to its end.
+Claim 1: at equal eps, steps and step size, SMIA fools more images than FGSM, I-FGSM, PGD, MI-FGSM
+and TI-FGSM, on labels and findings also DI-FGSM (which moves the image, and would leave a mask behind),
+on classifiers the margin attack of Carlini and Wagner. Measured: the paired difference in robust
+accuracy (SMIA minus the other; negative favors SMIA) and, where every image is a patient of its own,
+McNemar's exact p; where a criterion has thresholds, also in the quality that it compares with them,
+every attack then running to its end.
 
 Claim 2: a2 > 0 lowers the variance of the perturbation, across iterations and across restarts.
 Measured per image: the variance over iterates (or over the last iterates of restarts) of each
@@ -59,17 +60,19 @@ def rivals(task: Task) -> dict[str, dict[str, Any]]:
     """The attacks that SMIA is compared with, with equal steps and step size (FGSM has one)."""
     shared = {'num_steps': NUM_STEPS, 'relative_step_size': STEP}
     specs: dict[str, dict[str, Any]] = {'fgsm': {'attack': 'fgsm', 'options': {}}}
-    of_logits = ('pgd_margin',) if task.quality is None else ()
-    for attack in ('ifgsm', 'pgd', 'mi_fgsm', 'di_fgsm', 'ti_fgsm', *of_logits):
+    moving = ('di_fgsm',) if {'label', 'findings'} & set(task.target_names) else ()
+    of_logits = ('pgd_margin',) if task.name == 'classification' else ()
+    for attack in ('ifgsm', 'pgd', 'mi_fgsm', *moving, 'ti_fgsm', *of_logits):
         specs[attack] = {'attack': attack, 'options': shared}
     return {name: {**spec, 'num_restarts': 1} for name, spec in specs.items()}
 
 
-def variants() -> dict[str, dict[str, Any]]:
-    """SMIA over its weight a2, and its 'hard' form."""
+def variants(task: Task) -> dict[str, dict[str, Any]]:
+    """SMIA over its weight a2, and its 'hard' form, where outputs are logits of exclusive classes."""
     shared = {'num_steps': NUM_STEPS, 'relative_step_size': STEP}
     specs = {f'smia_a2_{weight:g}': {**shared, 'stabilization_weight': weight} for weight in WEIGHTS}
-    specs['smia_hard'] = {**shared, 'stabilization': 'hard'}
+    if task.name in ('classification', 'segmentation'):
+        specs['smia_hard'] = {**shared, 'stabilization': 'hard'}
     return {name: {'attack': 'smia', 'options': options, 'num_restarts': 1} for name, options in specs.items()}
 
 
@@ -128,13 +131,14 @@ def judge_claims(config: ConfigDict, workdir: str, *, eps_grid: Sequence[float],
     model, seed = (subject.forward, subject.variables, task), config.eval.seed
     clean = clean_point(*model, examples, layout=layout, seed=seed)
     few = jax.tree.map(lambda column: column[_chosen(examples)], examples)
-    evidence = provenance(**subject.fingerprints, block_width=layout.width)
+    evidence = {**provenance(**subject.fingerprints, block_width=layout.width), **subject.setting,
+                'criterion': list(subject.criterion)}
     evidence.pop('wall_seconds')  # not measured here
     common = {**subject.identity, 'num_steps': NUM_STEPS, 'attack_seed': seed, 'provenance': evidence}
     rows = []
     for eps in eps_grid:
         left: dict[str, dict[str, np.ndarray]] = {}
-        for threat in threats_of({**rivals(task), **variants()}, task):
+        for threat in threats_of({**rivals(task), **variants(task)}, task):
             (point,) = attack_grid(*model, threat, examples, (eps,), layout=layout, seed=seed, clean=clean,
                                    stop_when_fooled=task.quality is None)
             left[threat.name] = {'robust_accuracy': point.result.acceptable}
@@ -142,7 +146,7 @@ def judge_claims(config: ConfigDict, workdir: str, *, eps_grid: Sequence[float],
                 left[threat.name] |= quality_columns(row_by_row(task.quality)(point.outputs, examples.targets))
             logging.info('eps %.4g %s: %s', eps, threat.name,
                          ', '.join(f'{what} {values.mean():.4f}' for what, values in left[threat.name].items()))
-        for ours in variants():
+        for ours in variants(task):
             for other in rivals(task):
                 rows += success_rows(left[ours], left[other], examples.groups, ours=ours, other=other, eps=eps)
         measure = partial(stability, *model, examples=few, eps=eps, layout=layout, seed=seed)
@@ -161,10 +165,10 @@ def _chosen(examples: Examples) -> np.ndarray:
 def success_rows(ours_left: Mapping[str, np.ndarray], other_left: Mapping[str, np.ndarray],
                  groups: np.ndarray | None, *, ours: str, other: str, eps: float) -> list[dict[str, Any]]:
     """Claim 1 for one pair of attacks, by what they leave: verdicts and qualities, `[N]` each."""
-    rows = []
+    rows, independent = [], groups is None or len(np.unique(groups)) == len(groups)
     for what, own in ours_left.items():
         theirs = other_left[what]
-        p = {'mcnemar_p': mcnemar(theirs, own)} if what == 'robust_accuracy' else {}
+        p = {'mcnemar_p': mcnemar(theirs, own)} if what == 'robust_accuracy' and independent else {}
         rows.append({'claim': 1, 'eps': eps, 'ours': ours, 'other': other, 'measure': what,
                      **_judged(own, theirs, groups, lower_is_better=True), **p, 'n': len(own)})
     return rows
@@ -174,7 +178,7 @@ def stability_rows(measure: Callable[..., dict[str, np.ndarray]], task: Task, gr
                    eps: float) -> list[dict[str, Any]]:
     """Claims 2 and 3: every variant against a2 = 0."""
     values = {}
-    for name, spec in variants().items():
+    for name, spec in variants(task).items():
         (threat,) = threats_of({name: spec}, task)
         (random,) = threats_of({name: {**spec, 'options': {**spec['options'], 'start': 'ball'}}}, task)
         values[name] = measure(attack=threat.attack, random_attack=random.attack)
@@ -191,42 +195,51 @@ def _judged(ours: np.ndarray, other: np.ndarray, groups: np.ndarray | None, *, l
     difference = paired_difference(ours.astype(float), other.astype(float), groups)
     low, high = (difference.low, difference.high) if lower_is_better else (-difference.high, -difference.low)
     return plain({'ours_value': ours.mean(), 'other_value': other.mean(), 'difference': difference.value,
-                  'low': difference.low, 'high': difference.high,
+                  'low': difference.low, 'high': difference.high, 'interval': difference.method,
                   'supported': True if high < 0 else False if low > 0 else None})
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
     """SMIA with a2 = 1 against each rival and against a2 = 0: a line per claim and rival, a column per model."""
     own = [row for row in rows if row['ours'] == 'smia_a2_1']
-    models = {(row['dataset'], row['defense'], row['eps']): None for row in own}
-    cells = {(row['claim'], row['measure'], row['other'], row['dataset'], row['defense'], row['eps']):
-             f'{row["difference"]:+.4f} [{row["low"]:+.4f}, {row["high"]:+.4f}]'
-             + {True: ' **yes**', False: ' **no**', None: ''}[row['supported']] for row in own}
+    columns = list(dict.fromkeys(map(_column, own)))
+    cells = {(row['claim'], row['measure'], row['other'], _column(row)): _cell(row) for row in own}
     lines = [[str(claim), measure.replace('_', ' '), other.replace('smia_a2_0', 'a2 = 0'),
-              *(cells.get((claim, measure, other, *model), '') for model in models)]
+              *(cells.get((claim, measure, other, column), '') for column in columns)]
              for claim, measure, other in dict.fromkeys(key[:3] for key in cells)]
     caption = ('SMIA (a2 = 1, KL) minus the other, with 95 % paired bootstrap intervals; **yes** and **no** where '
                'the whole interval is on the claim\'s side of zero, or on the other.')
-    return Table(caption, ['claim', 'measure', 'against',
-                           *(f'{dataset} {defense}, {eps_text(eps, "linf")}' for dataset, defense, eps in models)],
-                 lines, [])
+    return Table(caption, ['claim', 'measure', 'against', *columns], lines, [])
+
+
+def _column(row: Mapping[str, Any]) -> str:
+    seed = f', seed {row["seed"]}' if row['seed'] else ''
+    return f'{row["dataset"]} {row["defense"]}{seed}, {eps_text(row["eps"], "linf")}'
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    if row['difference'] is None:
+        return 'undefined'
+    verdict = {True: ' **yes**', False: ' **no**', None: ''}[row['supported']]
+    return f'{row["difference"]:+.4f} [{row["low"]:+.4f}, {row["high"]:+.4f}]{verdict}'
 
 
 def write_rows(path: str | Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Replaces the rows of the same models in a JSONL file and keeps the others; returns all."""
+    """Replaces the rows of the same models at the same eps in a JSONL file, keeps the others, and returns all."""
     path = Path(path)
-    who = {_checkpoint(row) for row in rows}
+    who = set(map(_measured, rows))
     kept = []
     if path.exists():
-        kept = [row for row in map(json.loads, path.read_text().splitlines()) if _checkpoint(row) not in who]
+        kept = [row for row in map(json.loads, path.read_text().splitlines()) if _measured(row) not in who]
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial_path:
         partial_path.write_text(''.join(json.dumps(row, allow_nan=False) + '\n' for row in [*kept, *rows]))
     return [*kept, *rows]
 
 
-def _checkpoint(row: Mapping[str, Any]) -> str:
-    return row['provenance']['checkpoint_fingerprint']
+def _measured(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    about = row['provenance']
+    return about['checkpoint_fingerprint'], row['defense'], row['eps'], tuple(about.get('criterion', ()))
 
 
 if __name__ == '__main__':
@@ -234,7 +247,7 @@ if __name__ == '__main__':
 
     from experiments import main
 
-    flags.DEFINE_string('out', 'smia_claims.jsonl', 'The file of rows; those of other models are kept.')
+    flags.DEFINE_string('out', 'smia_claims.jsonl', 'The file of rows; those of other models and eps are kept.')
     flags.DEFINE_string('table', None, 'A Markdown file to write, of all rows in --out.')
     flags.DEFINE_list('eps', ['1', '4', '8'], 'Radii in 1/255.')
 

@@ -40,7 +40,7 @@ from medrobust_jax.evaluate.provenance import provenance
 from medrobust_jax.evaluate.records import Row, read_rows, rows_of, update_rows
 from medrobust_jax.evaluate.suite import Examples, Threat
 from medrobust_jax.evaluate.system import Found, System
-from medrobust_jax.evaluate.system_outcomes import SystemOutcomes, save_outcomes
+from medrobust_jax.evaluate.system_outcomes import SystemOutcomes, holds_outcomes, save_outcomes
 from medrobust_jax.evaluate.writing import Subject
 from medrobust_jax.metrics.adversarial_detection import detection_metrics
 from medrobust_jax.metrics.intervals import proportion
@@ -99,7 +99,7 @@ def judge_systems(config: ConfigDict, workdir: str | Path, *, data_dir: str | No
     for name, options in ((NO_DETECTOR, {}), *config.eval.system.detectors):
         label = subject.identity['defense'] + ('' if name == NO_DETECTOR else f'+{name}')
         settings = _settings(bench, name, dict(options))
-        if _is_judged(bench, label, settings):
+        if _is_judged(bench, name, label, settings):
             continue
         try:
             fitted = None if name == NO_DETECTOR else _fitted(bench, name, dict(options), known)
@@ -167,8 +167,10 @@ def _settings(bench: Bench, name: str, options: dict[str, Any]) -> dict[str, Any
     return plain(values)
 
 
-def _is_judged(bench: Bench, label: str, settings: dict[str, Any]) -> bool:
-    """Whether system.jsonl holds the worst case of this system with these settings at all radii."""
+def _is_judged(bench: Bench, name: str, label: str, settings: dict[str, Any]) -> bool:
+    """Whether rows and outcomes of this system with these settings at all radii are there."""
+    if not holds_outcomes(bench.workdir, name, label, settings, bench.config.eval.eps):
+        return False
     path = bench.workdir / ROWS
     rows = read_rows(path) if path.is_file() else []
     found = {row.eps for row in rows if (row.defense, row.attack) == (label, WORST)

@@ -1,6 +1,6 @@
 """What happened to every image of a judged system, kept so that systems can be compared in pairs.
 
-Contents: `SystemOutcomes`, `save_outcomes`, `load_outcomes`, `check_comparable`, `compared`.
+Contents: `SystemOutcomes`, `save_outcomes`, `load_outcomes`, `holds_outcomes`, `check_comparable`, `compared`.
 
 Example:
 
@@ -21,7 +21,7 @@ from medrobust_jax.metrics.risk import Outcomes, risk_difference
 
 FOLDER = 'systems'
 # Settings that may differ between systems that are compared; all others must not.
-_OWN = ('detector', 'surrogate', 'config_fingerprint', 'checkpoint_fingerprint')
+_OWN = ('detector', 'config_fingerprint', 'checkpoint_fingerprint')
 
 
 class SystemOutcomes(NamedTuple):
@@ -59,29 +59,44 @@ def load_outcomes(workdir: str | Path) -> dict[str, SystemOutcomes]:
 
     Raises:
       FileNotFoundError: none was judged there.
+      ValueError: they are of several checkpoints.
     """
-    found = {}
-    for path in sorted((Path(workdir) / FOLDER).glob('*.npz')):
-        with naming(path, 'read a system'), np.load(path) as file:
-            worst = [Outcomes(*pair) for pair in zip(file['wrong'], file['reached'], strict=True)]
-            label = str(file['label'])
-            found[label] = SystemOutcomes(label, file['eps'], file['index'], file.get('groups'), worst,
-                                          json.loads(str(file['settings'])))
+    found = {system.label: system for system in map(_load, sorted((Path(workdir) / FOLDER).glob('*.npz')))}
     if not found:
         raise FileNotFoundError(f'{workdir}/{FOLDER} holds no system: run experiments.system with '
                                 f'--workdir={workdir} first')
+    if len({system.settings['checkpoint_fingerprint'] for system in found.values()}) > 1:
+        raise ValueError(f'{workdir}/{FOLDER} holds systems of several checkpoints: remove those of the older')
     return found
+
+
+def holds_outcomes(workdir: str | Path, name: str, label: str, settings: Mapping[str, Any],
+                   eps: Sequence[float]) -> bool:
+    """Whether `workdir/systems/<name>.npz` is of this system, under these settings and at these radii."""
+    path = Path(workdir) / FOLDER / f'{name}.npz'
+    if not path.is_file():
+        return False
+    kept = _load(path)
+    return (kept.label, kept.settings, kept.eps.tolist()) == (label, plain(settings), sorted(map(float, eps)))
+
+
+def _load(path: Path) -> SystemOutcomes:
+    with naming(path, 'read a system'), np.load(path) as file:
+        worst = [Outcomes(*pair) for pair in zip(file['wrong'], file['reached'], strict=True)]
+        return SystemOutcomes(str(file['label']), file['eps'], file['index'], file.get('groups'), worst,
+                              json.loads(str(file['settings'])))
 
 
 def check_comparable(systems: Sequence[SystemOutcomes]) -> None:
     """Raises ValueError, naming what differs, unless all systems met the same attacks on the same images.
 
-    Which model a transfer attack came from may differ: a model is no surrogate of its own.
+    Which model a transfer attack came from may differ, since a model is no surrogate of its own; whether there was
+    one may not.
     """
     first = systems[0]
     for other in systems[1:]:
-        differing = [name for name in sorted({*first.settings, *other.settings} - {*_OWN})
-                     if first.settings.get(name) != other.settings.get(name)]
+        a, b = _shared(first.settings), _shared(other.settings)
+        differing = [name for name in sorted({*a, *b}) if a.get(name) != b.get(name)]
         if not np.array_equal(first.index, other.index):
             differing.append('images')
         if not np.array_equal(first.eps, other.eps):
@@ -89,6 +104,12 @@ def check_comparable(systems: Sequence[SystemOutcomes]) -> None:
         if differing:
             raise ValueError(f'{first.label} and {other.label} cannot be compared; they differ in '
                              + ', '.join(differing))
+
+
+def _shared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    checkpoint, num_steps = settings['surrogate']
+    kept = {name: value for name, value in settings.items() if name not in _OWN}
+    return {**kept, 'surrogate': [num_steps] if checkpoint else []}
 
 
 def compared(claimed: SystemOutcomes, other: SystemOutcomes) -> Iterator[dict[str, Any]]:

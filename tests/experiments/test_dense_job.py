@@ -142,11 +142,11 @@ def test_training_starts_from_the_weights_of_a_run(natural, tmp_path):
 
 @pytest.mark.slow
 def test_smias_claims_are_judged_on_masks_too(natural, tmp_path, monkeypatch):
-    workdir, _ = natural
+    workdir, found = natural
     monkeypatch.setattr(smia_claims, 'NUM_STEPS', 3)
     weights = {f'smia_a2_{a2}': {'attack': 'smia', 'num_restarts': 1, 'options': {
         'num_steps': 3, 'stabilization_weight': a2}} for a2 in (0, 1)}
-    monkeypatch.setattr(smia_claims, 'variants', lambda: weights)
+    monkeypatch.setattr(smia_claims, 'variants', lambda task: weights)
     monkeypatch.setattr(smia_claims, 'NUM_RESTARTS', 2)
     monkeypatch.setattr(smia_claims, 'rivals', lambda task: {'fgsm': {'attack': 'fgsm', 'num_restarts': 1}})
     config = tiny('natural')
@@ -156,7 +156,7 @@ def test_smias_claims_are_judged_on_masks_too(natural, tmp_path, monkeypatch):
     assert {what for ours, what in of if ours == 'smia_a2_1'} == {
         'robust_accuracy', 'quality', 'variance_over_iterations', 'variance_over_restarts',
         'share_of_falling_steps'}
-    assert all(row['low'] <= row['difference'] <= row['high'] for row in rows)
+    assert {tuple(row['provenance']['criterion']) for row in rows} == {tuple(found['thresholds'])}
     assert 0 <= of['smia_a2_1', 'share_of_falling_steps']['ours_value'] <= 1
     assert 0 < of['smia_a2_1', 'variance_over_iterations']['ours_value'] < 1, 'of perturbations in units of eps'
     out = tmp_path / 'claims.jsonl'

@@ -97,7 +97,6 @@ def test_systems_are_compared_image_by_image(judged):
         (label, eps) for label in systems if label != 'natural+gaussian' for eps in GRID}
     for row in found:
         assert row['difference'] == pytest.approx(row['first_value'] - row['second_value'])
-        assert row['low'] <= row['difference'] <= row['high']
     table = compare_systems.table_of(found)
     assert table.lines[0][0] == 'natural+gaussian'
     assert len(table.lines) == 4
