@@ -29,7 +29,7 @@ def get_config(defense: str = 'natural') -> ConfigDict:
     config.train.eval_every_epochs = 5.0 if natural else 7.0
     config.train.checkpoint_every_epochs = config.train.eval_every_epochs
     config.optimizer.name = 'adamw'
-    config.optimizer.learning_rate = 3e-3
+    config.optimizer.learning_rate = 3e-4 if defense == 'ssat' else 3e-3  # see configs/medmnist_cpu.py
     config.validation.eps = 4 / 255
     config.validation.max_examples = 200
     config.eval.max_examples = 300

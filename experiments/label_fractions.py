@@ -30,7 +30,7 @@ from medrobust_jax.report.tables import Table, cell_text, to_markdown, to_text
 
 
 def run_config(recipe: str, defense: str, fraction: float, seed: int, *, eps: tuple[float, float] | None = None,
-               epochs: float | None = None, natural: str = '', from_natural: float | None = None,
+               epochs: float | None = None, natural: str = '', from_natural: bool = False,
                eval_eps: Sequence[float] | None = None, max_examples: int | None = None) -> ConfigDict:
     """The config of one run.
 
@@ -43,7 +43,7 @@ def run_config(recipe: str, defense: str, fraction: float, seed: int, *, eps: tu
         leaves what the recipe says.
       epochs: over the whole split; None leaves what the recipe says.
       natural: the workdir of the natural run on the same labels: the helper of defenses that need one.
-      from_natural: the learning rate of defenses that start from that run's weights; None: from drawn weights.
+      from_natural: whether defenses start from that run's weights.
       eval_eps: the radii of the evaluation; None leaves what the recipe says.
       max_examples: test images that are attacked; None leaves what the recipe says.
     """
@@ -61,9 +61,8 @@ def run_config(recipe: str, defense: str, fraction: float, seed: int, *, eps: tu
     config.train.eval_every_epochs = config.train.checkpoint_every_epochs = config.train.epochs / 3
     if needs_helper(config.defense):
         config.defense.helper = natural
-    if from_natural is not None and defense != 'natural':
+    if from_natural and defense != 'natural':
         config.train.init_from = natural
-        config.optimizer.learning_rate = from_natural
         config.defense.warmup_epochs = 0.0
     if max_examples is not None:
         config.eval.max_examples = max_examples
@@ -77,10 +76,10 @@ def run_config(recipe: str, defense: str, fraction: float, seed: int, *, eps: tu
 
 def run_all(recipe: str, defenses: Sequence[str], fractions: Sequence[float], seeds: Sequence[int],
             workdir: str | Path, *, eps: tuple[float, float] | None = None, epochs: float | None = None,
-            from_natural: float | None = None, eval_eps: Sequence[float] | None = None,
+            from_natural: bool = False, eval_eps: Sequence[float] | None = None,
             max_examples: int | None = None, data_dir: str | None = None) -> list[Row]:
     """Trains and attacks every combination; returns all rows."""
-    if from_natural is not None and 'natural' not in defenses[:1]:
+    if from_natural and 'natural' not in defenses[:1]:
         raise ValueError(f"defenses that start from natural runs need 'natural' before them, not {list(defenses)}")
     rows: list[Row] = []
     for seed in seeds:
@@ -146,8 +145,7 @@ if __name__ == '__main__':
     flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds.')
     flags.DEFINE_list('eps', None, 'The training radius: low,high.')
     flags.DEFINE_float('epochs', None, 'Over the whole split.')
-    flags.DEFINE_float('from_natural', None, "Defenses start from the natural runs' weights, at this learning "
-                                             'rate; from drawn weights if not given.')
+    flags.DEFINE_bool('from_natural', False, "Defenses start from the natural runs' weights.")
     flags.DEFINE_list('eval_eps', None, 'The radii of the evaluation.')
     flags.DEFINE_integer('max_examples', None, 'Test images that are attacked.')
     flags.DEFINE_string('workdir', None, 'Where the runs go.')

@@ -16,12 +16,12 @@ def test_configs_of_one_comparison():
     at = label_fractions.run_config('pneumoniamnist', 'pgd_at', .05, 2, eps=(low, high))
     assert (at.data.labeled_fraction, at.defense.eps, at.defense.eps_low) == (.05, high, None)
     assert label_fractions.run_config('pneumoniamnist', 'rst', .05, 2, natural='x').defense.helper == 'x'
-    started = label_fractions.run_config('pneumoniamnist', 'ssat', .05, 2, natural='x', from_natural=.005)
+    started = label_fractions.run_config('pneumoniamnist', 'ssat', .05, 2, natural='x', from_natural=True)
     assert (started.train.init_from, started.optimizer.learning_rate) == ('x', .005)
-    natural = label_fractions.run_config('pneumoniamnist', 'natural', .05, 2, natural='x', from_natural=.005)
+    natural = label_fractions.run_config('pneumoniamnist', 'natural', .05, 2, natural='x', from_natural=True)
     assert (natural.train.init_from, natural.optimizer.learning_rate) == (None, .1)
     with pytest.raises(ValueError, match="need 'natural' before them"):
-        label_fractions.run_all('pneumoniamnist', ['ssat'], [1.], [0], 'x', from_natural=.005)
+        label_fractions.run_all('pneumoniamnist', ['ssat'], [1.], [0], 'x', from_natural=True)
     published = label_fractions.run_config('pneumoniamnist', 'ssat', .05, 0)
     assert (published.defense.eps_low, published.defense.eps) == (.001, .003), 'the recipe says it'
 
