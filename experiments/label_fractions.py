@@ -114,11 +114,12 @@ def fraction_tables(rows: Sequence[Row], fractions: Sequence[float], *, metric: 
             cells = [[row for row in here if _is_of(row.defense, defense, fraction)] for fraction in fractions]
             lines.append([defense, *(cell_text(summary_of(cell) if cell else None, percent=True, compact=True)
                                      for cell in cells)])
-        seeds = sorted({row.seed for row in here})
+        count = len({row.seed for row in here})
+        seeds = f'{count} seeds, (lowest to highest)' if count > 1 else 'one seed, [95 % interval]'
         who = 'the worst attack per image' if attack == 'worst_case' else 'PGD-20'
         what = f'under {who} at eps {eps_text(eps, "linf")}' if eps else 'on clean images'
         caption = (f'{here[0].dataset} {here[0].split}: {metric.replace("_", " ")} in % {what}; '
-                   f'{len(seeds)} seeds, (lowest to highest); n = {here[0].n}')
+                   f'{seeds}; n = {here[0].n}')
         tables.append(Table(caption, ['defense', *(f'{100 * each:g} % labels' for each in fractions)], lines, []))
     return tables
 
