@@ -26,6 +26,7 @@ from medrobust_jax.report.drawing import COLORS, RIGHT, STYLE, WRONG, checked_im
 from medrobust_jax.report.summary import CLEAN, WORST, WORST_PER_IMAGE, Panel
 
 _MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
+_DASHES = ('-', '--', ':')  # once the colors are used up
 _NORMS = {'linf': 'L∞', 'l2': 'L2', 'l1': 'L1'}
 _COLUMNS = {1: 1, 2: 2, 4: 2}  # by number of charts; 3 otherwise
 
@@ -74,8 +75,12 @@ def curve_figure(panel: Panel) -> Figure:
     attacks.sort(key=lambda attack: attack not in (WORST, WORST_PER_IMAGE))  # stable: the worst first
     columns = _COLUMNS.get(len(attacks), 3)
     rows = math.ceil(len(attacks) / columns)
+    width = 4.8 if columns == 1 else 7.0
+    names = [_legend(panel, system) for system in panel.systems]
+    fitting = max(1, int(width / (0.5 + 0.07 * max(map(len, names)))))  # of the legend's columns
+    beside = min(len(names), fitting)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.8 if columns == 1 else 7.0, 0.6 + 2.4 * rows),
+        figure = Figure(figsize=(width, 0.4 + 2.4 * rows + 0.2 * math.ceil(len(names) / beside)),
                         layout='constrained')
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes, attack in zip(grid.flat, attacks, strict=False):
@@ -85,8 +90,7 @@ def curve_figure(panel: Panel) -> Figure:
         _label_axes(grid, panel, len(attacks))
         handles = {line.get_label(): line for axes in grid.flat for line in axes.lines}
         figure.legend(handles.values(), handles.keys(), loc='outside upper left', frameon=False,
-                      ncols=min(len(handles), 4 if columns > 1 else 3), handlelength=1.8,
-                      columnspacing=1.4, borderaxespad=0.2)
+                      ncols=beside, handlelength=1.8, columnspacing=1.4, borderaxespad=0.2)
     return figure
 
 
@@ -148,7 +152,7 @@ def _draw_attack(axes: Axes, panel: Panel, attack: str) -> None:
         low, high = ([getattr(summary, end) for _, summary in points] for end in ('low', 'high'))
         axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
         axes.plot(x, [summary.value for _, summary in points], color=color, linewidth=1.5,
-                  marker=_MARKERS[number % len(_MARKERS)], markersize=4, label=_legend(panel, system),
+                  linestyle=_DASHES[number // len(COLORS) % len(_DASHES)], marker=_MARKERS[number % len(_MARKERS)], markersize=4, label=_legend(panel, system),
                   clip_on=False)
     axes.set_title(attack, loc='left', fontweight='bold' if attack in (WORST, WORST_PER_IMAGE) else 'normal')
 

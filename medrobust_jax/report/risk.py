@@ -42,6 +42,7 @@ _WHAT_RISK_IS = (
     'detector.')
 _CAPTION = ('risk as the attack may change the image more, with each detector and with none: under the worst '
             'attack per image, and under the worst of those who do not know the detector.')
+_TITLES = {UNAWARE: 'worst without knowing the detector'}
 _SIGN = '+'  # a system is called 'defense+detector'
 
 
@@ -151,14 +152,19 @@ def detection_table(rows: Sequence[ResultRow], panel: Panel) -> Table | None:
 
 
 def risk_figures(panel: Panel, named: Mapping[str, Named]) -> list[tuple[str, Figure]]:
-    """One figure per model: risk over eps, a line per detector; with the model's name."""
+    """One figure per model: risk over eps, a line per detector, called by its name; with the model's name."""
     found = []
     for model in dict.fromkeys(named[system].model for system in panel.systems):
         own = tuple(system for system in panel.systems if named[system].model == model)
         kept = [curve for curve in panel.curves if curve.system in own
                 and curve.attack in (CLEAN, WORST_PER_IMAGE, UNAWARE)]
         if any(curve.attack != CLEAN for curve in kept):
-            found.append((model, curve_figure(panel._replace(systems=own, curves=kept))))
+            called = {system: named[system].detector or 'no detector' for system in own}
+            curves = [curve._replace(system=called[curve.system], attack=_TITLES.get(curve.attack, curve.attack))
+                      for curve in kept]
+            found.append((model, curve_figure(panel._replace(
+                systems=tuple(called.values()), curves=curves,
+                runs={called[system]: panel.runs[system] for system in own}))))
     return found
 
 

@@ -71,7 +71,7 @@ def test_figures_are_one_per_model(systems, make_row):
     figures = dict(risk_figures(panel, named_systems([*systems, *others])))
     assert list(figures) == ['ssat', 'natural']
     legend = {text.get_text() for text in figures['ssat'].legends[0].get_texts()}
-    assert legend == {'ssat', 'ssat+gaussian'}
+    assert legend == {'no detector', 'gaussian'}
 
 
 def test_several_architectures_and_data_sets_stay_apart(systems):
