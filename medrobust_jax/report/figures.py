@@ -152,7 +152,8 @@ def _draw_attack(axes: Axes, panel: Panel, attack: str) -> None:
         low, high = ([getattr(summary, end) for _, summary in points] for end in ('low', 'high'))
         axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
         axes.plot(x, [summary.value for _, summary in points], color=color, linewidth=1.5,
-                  linestyle=_DASHES[number // len(COLORS) % len(_DASHES)], marker=_MARKERS[number % len(_MARKERS)], markersize=4, label=_legend(panel, system),
+                  linestyle=_DASHES[number // len(COLORS) % len(_DASHES)],
+                  marker=_MARKERS[number % len(_MARKERS)], markersize=4, label=_legend(panel, system),
                   clip_on=False)
     axes.set_title(attack, loc='left', fontweight='bold' if attack in (WORST, WORST_PER_IMAGE) else 'normal')
 
