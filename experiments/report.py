@@ -24,6 +24,7 @@ from medrobust_jax.report.html import build_report
 from medrobust_jax.report.margins import Margins
 from medrobust_jax.report.naming import split_structure
 from medrobust_jax.report.overlays import Scene
+from medrobust_jax.report.risk import risk_tables
 from medrobust_jax.report.summary import eps_text, headline_panels, summarize
 from medrobust_jax.report.tables import robustness_table, to_markdown, to_text
 from medrobust_jax.train.checkpoint import load_defense_state, load_for_evaluation
@@ -167,6 +168,12 @@ def foreign_of(workdir: str | Path, *, title: str, class_names: Sequence[str] = 
     return found
 
 
+def systems_of(workdirs: Sequence[str | Path]) -> list[Row]:
+    """The rows of all systems with a detector that `experiments.system` judged."""
+    paths = [Path(workdir) / 'system.jsonl' for workdir in workdirs]
+    return [row for path in paths if path.is_file() for row in read_rows(path)]
+
+
 def margins_of(workdir: str | Path, *, title: str) -> Margins | None:
     """The margins of a run trained with one radius per example, from its newest checkpoint; None without any."""
     if not (Path(workdir) / 'checkpoints' / 'latest').is_dir():
@@ -207,19 +214,18 @@ def write_report(workdirs: Sequence[str | Path], out: str | Path, *, title: str,
                  eps: float | None = None) -> list[Row]:
     """Writes report.html over several evaluated runs and returns their rows."""
     rows = gather_rows(workdirs)
-    pictures, margins, systems, foreign, explanations = [], [], [], [], []
+    pictures, margins, foreign, explanations = [], [], [], []
     for workdir in workdirs:
         mine = read_rows(Path(workdir) / 'results.jsonl')[0]
         name = f'{mine.defense} (seed {mine.seed})'
         pictures += pictures_of(workdir, title=name, class_names=class_names, attacks=attacks, eps=eps)
         foreign += foreign_of(workdir, title=name, class_names=class_names)
-        systems += read_rows(path) if (path := Path(workdir) / 'system.jsonl').is_file() else []
         if (path := Path(workdir) / 'explanations.npz').is_file():
             explanations += load_explanations(path, title=name, class_names=class_names)
         margins += [found] if (found := margins_of(workdir, title=f'{mine.dataset}, {name}')) else []
     notes = [*notes, *notes_on_criteria(rows)]
     page = build_report(rows, pictures, title=title, commands=commands, notes=notes, margins=margins,
-                        systems=systems, foreign=foreign, explanations=explanations)
+                        systems=systems_of(workdirs), foreign=foreign, explanations=explanations)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding='utf-8')
@@ -249,6 +255,7 @@ if __name__ == '__main__':
             rows = write_report(chosen.workdir, chosen.out, title=chosen.title, commands=[command])
             if chosen.tables:
                 tables = [text_tables(rows, markdown=True, metric=metric) for metric in chosen.metrics or [None]]
+                tables += map(to_markdown, risk_tables(systems_of(chosen.workdir)))
                 Path(chosen.tables).write_text('\n\n'.join(tables) + '\n', encoding='utf-8')
             print(text_tables(rows))
 

@@ -3,7 +3,7 @@
 A detector's AUROC is shown only beside that under an attack which knows the detector: without it, the number says
 how well the detector finds attackers who do not know that it exists.
 
-Contents: `RISK`, `risk_section`; its parts `named_systems`, `risk_panels`, `risk_sentences`,
+Contents: `RISK`, `risk_section`, `risk_tables`; their parts `named_systems`, `risk_panels`, `risk_sentences`,
 `cost_table`, `detection_table`, `risk_figures`.
 
 Example:
@@ -72,10 +72,18 @@ def risk_section(rows: Sequence[ResultRow]) -> str:
         parts.append(f'<p>{escape(_WHAT_RISK_IS)}</p>' + (f'<ul>{sentences}</ul>' if sentences else ''))
         parts += [image(to_svg(figure), 'svg+xml', f'{panel.dataset}, {base}: {_CAPTION}')
                   for base, figure in risk_figures(panel, named)]
-        parts += [to_html(cost_table(rows, panel)), to_html(robustness_table(panel))]
-        table = detection_table(rows, panel)
-        parts += [to_html(table)] if table else []
+        parts += map(to_html, _tables(rows, panel))
     return ''.join(parts)
+
+
+def risk_tables(rows: Sequence[ResultRow]) -> list[Table]:
+    """Per data set: what systems cost, their risk under every attack, and how attacked images were told apart."""
+    return [table for panel in risk_panels(rows) for table in _tables(rows, panel)]
+
+
+def _tables(rows: Sequence[ResultRow], panel: Panel) -> list[Table]:
+    found = detection_table(rows, panel)
+    return [cost_table(rows, panel), robustness_table(panel), *([found] if found else [])]
 
 
 def risk_panels(rows: Iterable[ResultRow]) -> list[Panel]:

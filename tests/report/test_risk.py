@@ -9,6 +9,7 @@ from medrobust_jax.report.risk import (
     risk_figures,
     risk_panels,
     risk_section,
+    risk_tables,
     risk_sentences,
 )
 
@@ -70,6 +71,7 @@ def test_figures_are_one_per_model(systems, make_row):
     panel, = risk_panels([*systems, *others])
     figures = dict(risk_figures(panel, named_systems([*systems, *others])))
     assert list(figures) == ['ssat', 'natural']
+    assert len(risk_tables(systems)) == 3
     legend = {text.get_text() for text in figures['ssat'].legends[0].get_texts()}
     assert legend == {'no detector', 'gaussian'}
 
@@ -103,3 +105,4 @@ def test_the_page_has_a_section_only_with_systems(systems, rows):
     assert 'aware attack' in page, 'the glossary explains it'
     assert 'id="risk"' not in build_report(rows, title='x')
     assert risk_section([]) == ''
+    assert risk_tables([]) == []
