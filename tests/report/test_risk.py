@@ -9,8 +9,8 @@ from medrobust_jax.report.risk import (
     risk_figures,
     risk_panels,
     risk_section,
-    risk_tables,
     risk_sentences,
+    risk_tables,
 )
 
 GRID = (2 / 255, 8 / 255)
