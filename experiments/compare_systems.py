@@ -3,10 +3,11 @@
     python -m experiments.compare_systems --workdir=runs/natural --workdir=runs/at --workdir=runs/ssat \
         --claimed='ssat, 10 % of labels+gaussian' --out=results/systems.jsonl --table=results/systems.md
 
-Every workdir was judged by `experiments.system`, with the same attacks on the same images. The claimed system is
-compared with every other one at every eps: R_sys of the claimed minus R_sys of the other under the worst of all
-attacks, the aware one included, paired over patients or images. **yes** where the whole interval is below zero,
-the claim being that the claimed system has the lower risk, **no** where it is above.
+Every system in the workdirs, or only those of --against, was judged by `experiments.system`, with the same attacks
+on the same images. The claimed system is compared with every other one at every eps: R_sys of the claimed minus
+R_sys of the other under the worst of all attacks, the aware one included, paired over patients or images. **yes**
+where the whole interval is below zero, the claim being that the claimed system has the lower risk, **no** where it
+is above.
 """
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +20,13 @@ from medrobust_jax.report.summary import eps_text
 from medrobust_jax.report.tables import Table, to_markdown, to_text
 
 
-def compare_systems(workdirs: Sequence[str | Path], claimed: str) -> list[dict[str, Any]]:
-    """The claimed system against all others: one row per system and eps.
+def compare_systems(workdirs: Sequence[str | Path], claimed: str, *, against: Sequence[str] = ()
+                    ) -> list[dict[str, Any]]:
+    """The claimed system against all others, or those named in `against`: one row per system and eps.
 
     Raises:
       FileNotFoundError: a workdir without judged systems.
-      ValueError: a label that comes twice, an unknown claimed one or no other, or systems judged differently.
+      ValueError: a label that comes twice, an unknown one, none but the claimed, or systems judged differently.
     """
     systems: dict[str, Any] = {}
     for workdir in workdirs:
@@ -32,13 +34,14 @@ def compare_systems(workdirs: Sequence[str | Path], claimed: str) -> list[dict[s
             if label in systems:
                 raise ValueError(f'{label} comes twice: judge one of the runs under another config.eval.label')
             systems[label] = system
-    if claimed not in systems:
-        did_you_mean(claimed, systems, 'system in --claimed')
-    if len(systems) < 2:
+    for label in (claimed, *against):
+        if label not in systems:
+            did_you_mean(label, systems, 'system')
+    others = [systems[label] for label in against or systems if label != claimed]
+    if not others:
         raise ValueError(f'{claimed} is the only system: there is nothing to compare it with')
-    check_comparable([systems[claimed], *systems.values()])
-    return [row for label, system in systems.items() if label != claimed
-            for row in compared(systems[claimed], system)]
+    check_comparable([systems[claimed], *others])
+    return [row for other in others for row in compared(systems[claimed], other)]
 
 
 def table_of(rows: Sequence[dict[str, Any]]) -> Table:
@@ -69,6 +72,7 @@ if __name__ == '__main__':
 
     flags.DEFINE_multi_string('workdir', None, 'A run that experiments.system judged; may be given several times.')
     flags.DEFINE_string('claimed', None, 'The label of the system that is claimed to be the best.')
+    flags.DEFINE_multi_string('against', [], 'The label of a system to compare it with; all others if not given.')
     flags.DEFINE_string('out', None, 'The file of rows to write.')
     flags.DEFINE_string('table', None, 'A Markdown file to write.')
     flags.mark_flags_as_required(['workdir', 'claimed', 'out'])
@@ -78,7 +82,7 @@ if __name__ == '__main__':
         chosen = flags.FLAGS
 
         def work() -> None:
-            rows = compare_systems(chosen.workdir, chosen.claimed)
+            rows = compare_systems(chosen.workdir, chosen.claimed, against=chosen.against)
             write(rows, chosen.out)
             table = table_of(rows)
             if chosen.table:

@@ -80,4 +80,8 @@ def test_one_system_is_not_compared(tmp_path):
     save_outcomes(tmp_path, 'lid', system('a+lid', (1, 2)))
     rows = compare_systems([tmp_path], 'a+lid')
     assert table_of(rows).lines[1][0] == 'a'
+    save_outcomes(tmp_path, 'other', system('a+other', (1, 2), seed=9))
+    assert compare_systems([tmp_path], 'a+lid', against=['a']) == rows
+    with pytest.raises(ValueError, match='differ in seed'):
+        compare_systems([tmp_path], 'a+lid')
     assert 'undefined' in table_of([{**row, 'difference': None} for row in rows]).lines[1][1]
