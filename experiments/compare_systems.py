@@ -10,6 +10,7 @@ where the whole interval is below zero, the claim being that the claimed system 
 is above.
 """
 from collections.abc import Sequence
+from logging import WARNING, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,8 @@ if __name__ == '__main__':
     main.define_debug_flag()
 
     def _main(argv: list[str]) -> None:
+        del argv
+        getLogger('jax').setLevel(WARNING)  # it lists the accelerators that are absent
         chosen = flags.FLAGS
 
         def work() -> None:
