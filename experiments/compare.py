@@ -22,7 +22,6 @@ line and no **no** on those below.
 """
 import json
 from collections.abc import Sequence
-from logging import WARNING, getLogger
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +37,7 @@ from medrobust_jax.report.summary import eps_text
 from medrobust_jax.report.tables import Table, to_markdown
 
 CLEAN = 'clean'
+VERDICTS = {True: '**yes**', False: '**no**', None: ''}  # of 'supported', in tables
 Row = dict[str, Any]
 
 
@@ -164,7 +164,7 @@ def _table(rows: Sequence[Row]) -> Table:
         line = [each['attack'], eps_text(each['eps'], each['norm']) if each['eps'] else '', each['measure'],
                 f'{each["first_value"]:.3f}', f'{each["second_value"]:.3f}',
                 'undefined' if np.isnan(cells[0]) else '{:+.3f} [{:+.3f}, {:+.3f}]'.format(*cells),
-                {True: '**yes**', False: '**no**', None: ''}[each['supported']]]
+                VERDICTS[each['supported']]]
         p = '' if each['mcnemar_p'] is None else f'{each["mcnemar_p"]:.3g}'
         lines.append([*line, *([p] if with_p else [])])
     who = f' on {row["model"]}' if 'model' in row else ''
@@ -211,7 +211,7 @@ def compare(recipes: Sequence[Sequence[str | Path]], *, attacks: Sequence[str] =
 
 
 if __name__ == '__main__':
-    from absl import app, flags
+    from absl import flags
 
     from experiments import main
 
@@ -221,23 +221,16 @@ if __name__ == '__main__':
     flags.DEFINE_string('out', None, 'The file of rows to write.')
     flags.DEFINE_string('table', None, 'A Markdown file to write the tables to.')
     flags.mark_flags_as_required(['workdir', 'out'])
-    main.define_debug_flag()
 
-    def run(argv: list[str]) -> None:
+    def work() -> None:
         """Compares, writes and prints."""
-        del argv
-        getLogger('jax').setLevel(WARNING)  # it lists the accelerators that are absent
         chosen = flags.FLAGS
+        recipes = [each.split(',') for each in chosen.workdir]
+        rows = compare(recipes, attacks=chosen.attack, pair=chosen.attacks)
+        text = '\n'.join(map(to_markdown, tables_of(rows)))
+        write(rows, chosen.out)
+        if chosen.table:
+            Path(chosen.table).write_text(text, encoding='utf-8')
+        print(text)
 
-        def work() -> None:
-            recipes = [each.split(',') for each in chosen.workdir]
-            rows = compare(recipes, attacks=chosen.attack, pair=chosen.attacks)
-            text = '\n'.join(map(to_markdown, tables_of(rows)))
-            write(rows, chosen.out)
-            if chosen.table:
-                Path(chosen.table).write_text(text, encoding='utf-8')
-            print(text)
-
-        main.guarded(work)
-
-    app.run(run, flags_parser=main.parse_flags)
+    main.launch_on_files(work)

@@ -10,11 +10,10 @@ where the whole interval is below zero, the claim being that the claimed system 
 is above.
 """
 from collections.abc import Sequence
-from logging import WARNING, getLogger
 from pathlib import Path
 from typing import Any
 
-from experiments.compare import write
+from experiments.compare import VERDICTS, write
 from medrobust_jax.core.checks import did_you_mean
 from medrobust_jax.evaluate.system_outcomes import check_comparable, compared, load_outcomes
 from medrobust_jax.report.summary import eps_text
@@ -62,12 +61,12 @@ def _cell(row: dict[str, Any]) -> str:
     if row['difference'] is None:
         return f'{100 * row["second_value"]:.1f} (undefined)'
     points = '{:+.1f} [{:+.1f}, {:+.1f}]'.format(*(100 * row[name] for name in ('difference', 'low', 'high')))
-    verdict = {True: ' **yes**', False: ' **no**', None: ''}[row['supported']]
-    return f'{100 * row["second_value"]:.1f} ({points}{verdict})'
+    said = f'{points} {VERDICTS[row["supported"]]}'.rstrip()
+    return f'{100 * row["second_value"]:.1f} ({said})'
 
 
 if __name__ == '__main__':
-    from absl import app, flags
+    from absl import flags
 
     from experiments import main
 
@@ -77,21 +76,15 @@ if __name__ == '__main__':
     flags.DEFINE_string('out', None, 'The file of rows to write.')
     flags.DEFINE_string('table', None, 'A Markdown file to write.')
     flags.mark_flags_as_required(['workdir', 'claimed', 'out'])
-    main.define_debug_flag()
 
-    def _main(argv: list[str]) -> None:
-        del argv
-        getLogger('jax').setLevel(WARNING)  # it lists the accelerators that are absent
+    def work() -> None:
+        """Compares, writes and prints."""
         chosen = flags.FLAGS
+        rows = compare_systems(chosen.workdir, chosen.claimed, against=chosen.against)
+        write(rows, chosen.out)
+        table = table_of(rows)
+        if chosen.table:
+            Path(chosen.table).write_text(to_markdown(table) + '\n', encoding='utf-8')
+        print(to_text(table))
 
-        def work() -> None:
-            rows = compare_systems(chosen.workdir, chosen.claimed, against=chosen.against)
-            write(rows, chosen.out)
-            table = table_of(rows)
-            if chosen.table:
-                Path(chosen.table).write_text(to_markdown(table) + '\n', encoding='utf-8')
-            print(to_text(table))
-
-        main.guarded(work)
-
-    app.run(_main, flags_parser=main.parse_flags)
+    main.launch_on_files(work)

@@ -6,6 +6,7 @@
 """
 import sys
 from collections.abc import Callable
+from logging import WARNING, getLogger
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -50,6 +51,18 @@ def launch(run: Callable[[ConfigDict, str], object], *, device_per_core: bool = 
 
     def main(argv: list[str]) -> None:
         _no_arguments(argv)
+        guarded(work)
+
+    app.run(main, flags_parser=parse_flags)
+
+
+def launch_on_files(work: Callable[[], object]) -> None:
+    """Parses the flags of a program that reads what others wrote, without a config, and calls `work()`."""
+    define_debug_flag()
+
+    def main(argv: list[str]) -> None:
+        del argv
+        getLogger('jax').setLevel(WARNING)  # it lists the accelerators that are absent
         guarded(work)
 
     app.run(main, flags_parser=parse_flags)

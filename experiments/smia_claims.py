@@ -34,13 +34,14 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import build
+from experiments.compare import VERDICTS
 from experiments.evaluate import subject_of
 from medrobust_jax.attacks.run import begin
 from medrobust_jax.core import rng
 from medrobust_jax.core.blocks import in_blocks, on_each_device
 from medrobust_jax.core.types import Attack, Task
 from medrobust_jax.evaluate.files import plain, replacing
-from medrobust_jax.evaluate.pairs import paired_difference, quality_columns
+from medrobust_jax.evaluate.pairs import is_supported, paired_difference, quality_columns
 from medrobust_jax.evaluate.programs import Layout, ModelForward, in_chunks, make_layout, row_by_row, victim_of
 from medrobust_jax.evaluate.provenance import provenance
 from medrobust_jax.evaluate.suite import Examples, Threat, attack_grid, clean_point
@@ -193,10 +194,9 @@ def stability_rows(measure: Callable[..., dict[str, np.ndarray]], task: Task, gr
 def _judged(ours: np.ndarray, other: np.ndarray, groups: np.ndarray | None, *, lower_is_better: bool
             ) -> dict[str, Any]:
     difference = paired_difference(ours.astype(float), other.astype(float), groups)
-    low, high = (difference.low, difference.high) if lower_is_better else (-difference.high, -difference.low)
     return plain({'ours_value': ours.mean(), 'other_value': other.mean(), 'difference': difference.value,
                   'low': difference.low, 'high': difference.high, 'interval': difference.method,
-                  'supported': True if high < 0 else False if low > 0 else None})
+                  'supported': is_supported(difference, lower_is_claimed=lower_is_better)})
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -220,8 +220,8 @@ def _column(row: Mapping[str, Any]) -> str:
 def _cell(row: Mapping[str, Any]) -> str:
     if row['difference'] is None:
         return 'undefined'
-    verdict = {True: ' **yes**', False: ' **no**', None: ''}[row['supported']]
-    return f'{row["difference"]:+.4f} [{row["low"]:+.4f}, {row["high"]:+.4f}]{verdict}'
+    cell = f'{row["difference"]:+.4f} [{row["low"]:+.4f}, {row["high"]:+.4f}] {VERDICTS[row["supported"]]}'
+    return cell.rstrip()
 
 
 def write_rows(path: str | Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Evaluations compared image by image: what must agree, and the paired differences.
 
-Contents: `check_alike`, `measures`, `paired_difference`, `paired_rows`, `quality_columns`.
+Contents: `check_alike`, `measures`, `is_supported`, `paired_difference`, `paired_rows`, `quality_columns`.
 
 Example:
 
@@ -87,12 +87,12 @@ def paired_rows(ours: Sequence[Verdicts], theirs: Sequence[Verdicts], eps: float
             continue
         a, b = (np.stack([table[name] for table in side]).astype(float) for side in tables)
         difference = paired_difference(a.mean(axis=0), b.mean(axis=0), groups)
-        ends = (-difference.high, -difference.low) if lower_is_claimed else difference[1:3]
         yield {'dataset': about['dataset'], 'split': about['split'], 'norm': '' if eps is None else about['norm'],
                'eps': eps or 0., 'measure': name, 'first_value': float(a.mean()),
                'second_value': float(b.mean()),
                'difference': difference.value, 'low': difference.low, 'high': difference.high,
-               'interval': difference.method, 'supported': True if ends[0] > 0 else False if ends[1] < 0 else None,
+               'interval': difference.method,
+               'supported': is_supported(difference, lower_is_claimed=lower_is_claimed),
                'mcnemar_p': mcnemar(a[0] > 0, b[0] > 0) if name == 'robust_accuracy' and alone else None,
                'n': a.shape[1], 'patients': patients,
                'seeds': [each.about['seed'] for each in ours], 'by_seed': (a - b).mean(axis=1).tolist(),
@@ -120,6 +120,12 @@ def quality_columns(quality: np.ndarray) -> dict[str, np.ndarray]:
         return {'quality': quality}
     parts = PARTS if quality.shape[1:] == (3,) else tuple(map(str, range(1, quality[0].size + 1)))
     return {f'quality_{part}': column for part, column in zip(parts, quality.T, strict=True)}
+
+
+def is_supported(difference: Estimate, *, lower_is_claimed: bool) -> bool | None:
+    """True where the whole interval is on the claim's side of zero, False where it is on the other, else None."""
+    low, high = (-difference.high, -difference.low) if lower_is_claimed else (difference.low, difference.high)
+    return True if low > 0 else False if high < 0 else None
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray | None) -> Estimate:

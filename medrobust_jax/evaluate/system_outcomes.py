@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medrobust_jax.evaluate.files import naming, plain, save_arrays
+from medrobust_jax.evaluate.pairs import is_supported
 from medrobust_jax.metrics.risk import Outcomes, risk_difference
 
 FOLDER = 'systems'
@@ -123,5 +124,5 @@ def compared(claimed: SystemOutcomes, other: SystemOutcomes) -> Iterator[dict[st
             'claim': 'first has the lower risk', 'first': claimed.label, 'second': other.label, 'eps': eps,
             'first_value': ours.reached.mean(), 'second_value': theirs.reached.mean(),
             'difference': difference.value, 'low': difference.low, 'high': difference.high, 'n': len(ours.reached),
-            'supported': True if difference.high < 0 else False if difference.low > 0 else None,
+            'supported': is_supported(difference, lower_is_claimed=True),
             'settings': claimed.settings, 'second_settings': other.settings})
