@@ -195,7 +195,8 @@ class Defense(NamedTuple):
         arrays with leading axis B (adversarial images, weights, ...).
       loss: `(forward, params, model_state, state, batch, crafted, step, keys [B]) ->
         (losses [B], (model_state, metrics))`; `metrics` maps names to [B] arrays.
-      update: `(state, batch, crafted) -> state`, after every step.
+      update: `(state, batch, crafted, metrics) -> state`, after every step, with what `loss` reported: what its
+        pass has seen need not be looked at twice.
       end_epoch: `(state, epoch) -> state`; the identity except for adaptive margins.
       start: `(state, params, model_state, image_shape) -> state`, once, after `init`: for defenses that keep
         weights (a teacher) or images of their own.

@@ -45,7 +45,9 @@ def adaptive_margin(task: Task, *, delta: float, num_steps: int = 20, alpha: flo
 
     State: 'margins' [N] and 'next' [N] float32, 'unfooled' [N] bool, 'history' [num_epochs + 1, 21], the margins'
     `QUANTILES` at the end of every epoch (row 0: the start; NaN until reached). Cost beside `pgd_at` with a clean
-    share: one forward pass per step (the look at x_K), and num_bisections more for IMA.
+    share: the criterion at every look, and num_bisections + 1 forward passes for IMA. AMAT's look at x_K is the
+    pass that trains on it, where that sees what crafting would: with beta > 0 and 'batch_stats' (under weight
+    perturbation that pass is at the perturbed weights).
 
     BatchNorm: `attack_batch_norm` while crafting; 'train' on the clean, then on the adversarial images.
 
@@ -78,6 +80,8 @@ def adaptive_margin(task: Task, *, delta: float, num_steps: int = 20, alpha: flo
     """
     _check(delta, alpha, beta, e_max, min_margin, step_size, num_bisections, delta_decay)
     attack = ascent(num_steps=num_steps, norm=norm, start='sphere')
+    # Where training sees x_K as crafting would, `loss` looks at it for both.
+    seen_in_loss = beta > 0 and num_bisections == 0 and attack_batch_norm == 'batch_stats'
     if num_bisections:
         attack = with_boundary(attack)
 
@@ -98,7 +102,9 @@ def adaptive_margin(task: Task, *, delta: float, num_steps: int = 20, alpha: flo
         def meets(looked_at: Array) -> Array:
             return victim.acceptable(victim.forward(looked_at, pass_keys(last)), targets)
 
-        acceptable, found = last.acceptable & meets(last.images), last.images
+        acceptable, found = last.acceptable, last.images
+        if not seen_in_loss:
+            acceptable = acceptable & meets(last.images)
         if num_bisections:
             sides = boundary_sides(last, acceptable)
             middle = bisect(meets, sides['ok'], sides['fooling'], num_steps=num_bisections)
@@ -117,10 +123,12 @@ def adaptive_margin(task: Task, *, delta: float, num_steps: int = 20, alpha: flo
             outputs, model_state = forward(params, model_state, crafted['images'], batch_norm='train')
             total = total + beta * task.loss(outputs, targets)
             metrics['robust_accuracy'] = task.acceptable(outputs, targets)
+        if seen_in_loss:
+            metrics['unfooled'] &= metrics['robust_accuracy']
         return total, (model_state, metrics)
 
-    def update(state: PyTree, batch: Batch, crafted: PyTree) -> dict[str, Array]:
-        unfooled = mark(state['unfooled'], batch, ~crafted['fooled'])
+    def update(state: PyTree, batch: Batch, crafted: PyTree, metrics: dict[str, Array]) -> dict[str, Array]:
+        unfooled = mark(state['unfooled'], batch, metrics['unfooled'])
         return {**state, 'unfooled': unfooled,
                 'next': jnp.maximum(halve_towards(state['next'], batch, crafted['distance']), min_margin)}
 

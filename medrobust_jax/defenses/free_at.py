@@ -77,4 +77,4 @@ def free_at(task: Task, *, radius: Radius, batch_size: int, relative_step_size: 
 
     return stateless(craft, loss)._replace(
         start=lambda state, params, model_state, image_shape: jnp.zeros((batch_size, *image_shape)),
-        update=lambda state, batch, crafted: crafted['next'])
+        update=lambda state, batch, crafted, metrics: crafted['next'])

@@ -100,7 +100,7 @@ def max_margin(task: Task, *, d_max: float, num_steps: int = 10, relative_step_s
         total = total + (1 - clean_share) * jnp.where(counts, task.loss(outputs, targets), 0)
         return total, (model_state, metrics)
 
-    def update(state: PyTree, batch: Batch, crafted: PyTree) -> dict[str, Array]:
+    def update(state: PyTree, batch: Batch, crafted: PyTree, metrics: dict[str, Array]) -> dict[str, Array]:
         index, rows = batch['index'], len(state['margins'])
         again = jnp.tril(index[:, None] == index[None, :], k=-1).any(axis=1)  # only a row's first draw counts
         entered = jnp.where(batch['mask'] & crafted['right'] & ~again, index, rows)

@@ -16,7 +16,7 @@ from medrobust_jax.defenses.radius import Radius
 def stateless(craft: Callable[..., PyTree], loss: Callable[..., tuple]) -> Defense:
     """A defense that keeps nothing between steps."""
     return Defense(init=lambda num_train, example_outputs, key: (), craft=craft, loss=loss,
-                   update=lambda state, batch, crafted: state, end_epoch=lambda state, epoch: state)
+                   update=lambda state, batch, crafted, metrics: state, end_epoch=lambda state, epoch: state)
 
 
 def victim_of(task: Task, forward: Forward, params: PyTree, model_state: PyTree, *, batch_norm: str) -> Victim:

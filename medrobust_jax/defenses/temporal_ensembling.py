@@ -99,7 +99,7 @@ def temporal_ensembling(task: Task, attack: Attack, *, radius: Radius, total_ste
         return (penalized(outputs, targets, crafted['goal'], step),
                 (model_state, {'robust_accuracy': task.acceptable(outputs, targets)}))
 
-    def update(state: PyTree, batch: Batch, crafted: PyTree) -> dict[str, Array]:
+    def update(state: PyTree, batch: Batch, crafted: PyTree, metrics: dict[str, Array]) -> dict[str, Array]:
         index, rows = batch['index'], len(state['mass'])
         again = jnp.tril(index[:, None] == index[None, :], k=-1).any(axis=1)  # only a row's first draw counts
         entered = jnp.where(batch['mask'] & crafted['started'] & ~again, index, rows)

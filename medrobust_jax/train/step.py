@@ -89,8 +89,8 @@ def make_train_step(forward: Forward, defense: Defense, optimizer: optax.Gradien
         sums['gradient_norm'] = (optax.tree.norm(gradient), jnp.ones(()))
         return TrainState(
             step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=ema,
-            defense_state=defense.follow(defense.update(state.defense_state, batch, crafted), params, model_state,
-                                         state.step)), sums
+            defense_state=defense.follow(defense.update(state.defense_state, batch, crafted, metrics), params,
+                                         model_state, state.step)), sums
 
     whole, rows = replicated(mesh), batch_sharding(mesh)
     return jax.jit(train_step, in_shardings=(whole, rows), out_shardings=whole, donate_argnums=0)

@@ -41,11 +41,18 @@ def at_distances(distances):
             'mask': jnp.ones(len(distances), bool), 'index': jnp.arange(len(distances))}
 
 
+def one_step(defense, state, batch, keys, params=PARAMS):
+    """The defense's state after one step, in the order of the training step."""
+    crafted = defense.craft(linear, params, {}, state, batch, STEP, keys)
+    _, (_, metrics) = defense.loss(linear, params, {}, state, batch, crafted, STEP, keys)
+    return defense.update(state, batch, crafted, metrics)
+
+
 def train_margins(defense, batch, epochs, *, draws=1, num_train=ROWS, params=PARAMS):
     """The defense's state after so many epochs with the weights held."""
     @jax.jit
     def draw(state, keys):
-        return defense.update(state, batch, defense.craft(linear, params, {}, state, batch, STEP, keys))
+        return one_step(defense, state, batch, keys, params)
 
     end_epoch, state, seen = jax.jit(defense.end_epoch), defense.init(num_train, None, None), []
     for epoch in range(1, epochs + 1):
@@ -105,6 +112,22 @@ def test_wrong_examples_shrink_towards_nothing_in_ima_and_keep_their_margin_in_a
     np.testing.assert_allclose(train_margins(floor, batch, 3, num_train=2)[1][-1], .08)
 
 
+@pytest.mark.parametrize('num_steps', [1, 20])
+def test_the_last_iterate_is_looked_at_wherever_that_is_cheapest(num_steps):
+    """Without BatchNorm both modes are one network: AMAT looks at x_K while training on it, or while crafting."""
+    batch = at_distances([.03, .12, -.21, .33, -.4, .47, .9, -.05])
+    by_loss, by_craft = (adaptive_margin(TASK, delta=.05, num_steps=num_steps, attack_batch_norm=mode)
+                         for mode in ('batch_stats', 'eval'))
+    seen, expected = (train_margins(defense, batch, 12)[1] for defense in (by_loss, by_craft))
+    np.testing.assert_array_equal(seen, expected)
+    assert 0 < (np.diff(seen, axis=0) == 0).sum() < np.diff(seen, axis=0).size  # some came to rest
+    keys = rng.example_keys(0, batch['index'])
+    crafted, found = (defense.craft(linear, PARAMS, {}, defense.init(ROWS, None, None), batch, STEP, keys)
+                      for defense in (by_loss, by_craft))
+    metrics = by_loss.loss(linear, PARAMS, {}, (), batch, crafted, STEP, keys)[1][1]
+    np.testing.assert_array_equal(metrics['unfooled'], ~found['fooled'])
+
+
 def test_margins_stop_at_e_max_and_stand_still_without_delta():
     batch = at_distances([.9, -.9])
     _, seen = train_margins(adaptive_margin(TASK, delta=.2, e_max=.5), batch, 4, num_train=2)
@@ -126,9 +149,9 @@ def test_the_expansion_step_decays_in_ame():
 def test_one_unfooled_draw_of_several_suffices():
     defense, batch = adaptive_margin(TASK, delta=.1), at_distances([.9, -.9])
     state = defense.init(2, None, None)
-    crafted = {'fooled': jnp.array([True, True]), 'distance': jnp.array([.04, .04])}
-    state = defense.update(state, batch, crafted)
-    state = defense.update(state, batch, {**crafted, 'fooled': jnp.array([False, True])})
+    crafted = {'distance': jnp.array([.04, .04])}
+    state = defense.update(state, batch, crafted, {'unfooled': jnp.array([False, False])})
+    state = defense.update(state, batch, crafted, {'unfooled': jnp.array([True, False])})
     np.testing.assert_allclose(state['next'], (.1 / 2 + .02) / 2 + .02)
     np.testing.assert_allclose(defense.end_epoch(state, 1)['margins'], [.2, .055], rtol=1e-5)
 
@@ -151,7 +174,7 @@ def test_padding_influences_nothing(make):
     for rows in (padded, short):
         state = defense.init(3, None, None)
         keys = rng.example_keys(0, rows['index'])
-        state = defense.update(state, rows, defense.craft(linear, PARAMS, {}, state, rows, STEP, keys))
+        state = one_step(defense, state, rows, keys)
         results.append(defense.end_epoch(state, 1))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *results)
     assert results[0]['margins'][1] == defense.init(3, None, None)['margins'][1]  # not drawn
@@ -201,7 +224,8 @@ def test_mma_finds_the_soft_margin():
     crafted = jax.jit(lambda: defense.craft(linear, PARAMS, {}, state, batch, STEP, keys))()
     np.testing.assert_allclose(crafted['distance'][:3], [.1, .2, .525], atol=2e-3)
     np.testing.assert_array_equal(crafted['images'][3], batch['image'][3])
-    np.testing.assert_allclose(defense.update(state, batch, crafted)['margins'], [.1, .2, .525, .025], atol=2e-3)
+    updated = defense.update(state, batch, crafted, {})
+    np.testing.assert_allclose(updated['margins'], [.1, .2, .525, .025], atol=2e-3)
     losses, _ = defense.loss(linear, PARAMS, {}, state, batch, crafted, STEP, keys)
     clean = TASK.loss(linear(PARAMS, {}, batch['image'], batch_norm='eval')[0], batch['label'])
     np.testing.assert_allclose(losses, [clean[0] / 3 + 2 / 3 * np.log(2), clean[1] / 3 + 2 / 3 * np.log(2),

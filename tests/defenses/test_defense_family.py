@@ -172,7 +172,7 @@ def test_temporal_ensembling_by_hand():
         weight = {4: 0, 5: 20 * np.exp(-5), 6: 20 * np.exp(-5 / 4)}[step]
         pull = jnp.mean((jax.nn.softmax(outputs) - crafted['goal'])**2, axis=1)
         np.testing.assert_allclose(losses, TASK.loss(outputs, batch['label']) + weight * pull, rtol=1e-4)
-        state = defense.update(state, batch, crafted)
+        state = defense.update(state, batch, crafted, {})
         assert state['mass'].any() == (step >= 5)
     np.testing.assert_allclose(state['mass'], [.19] * 4 + [0, 0], rtol=1e-5)
     np.testing.assert_allclose(state['average'][:4], .19 * p[:4], rtol=1e-5)  # the first draw of row 3 counts

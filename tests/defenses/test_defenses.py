@@ -184,7 +184,7 @@ def test_ordinal_task_and_jitted_steps():
         assert np.any(crafted != batch['image'])
         assert np.isfinite(defense.loss(forward, params, state, (), batch, crafted, STEP, KEYS)[0]).all()
         assert defense.init(10, None, None) == ()
-        assert defense.update((), batch, crafted) == ()
+        assert defense.update((), batch, crafted, {}) == ()
         assert defense.end_epoch((), 1) == ()
 
 

@@ -49,7 +49,7 @@ def test_the_perturbation_is_carried_over_and_trained_on_before_it_moves():
         np.testing.assert_allclose(crafted['images'], jnp.clip(each['image'] + kept, 0, 1), rtol=1e-6)
         kept = jnp.clip(kept + ascended(crafted['images'], each['label'], .07), -.1, .1)
         np.testing.assert_allclose(crafted['next'], kept, atol=1e-6)
-        state = defense.update(state, each, crafted)
+        state = defense.update(state, each, crafted, {})
     assert abs(kept).max() == pytest.approx(.1)
 
 
@@ -63,7 +63,7 @@ def test_one_replay_is_a_one_step_attack_from_the_carried_start():
                     TASK.acceptable)
     fast = jax.jit(partial(perturb, pgd(num_steps=1, relative_step_size=1.0, start='clean'), victim, eps=.1))(
         KEYS, inside['image'], inside['label'])
-    second = crafted_by(FREE, FREE.update(start(), inside, first), inside)
+    second = crafted_by(FREE, FREE.update(start(), inside, first, {}), inside)
     np.testing.assert_allclose(second['images'], fast, atol=1e-6)
 
 

@@ -51,7 +51,7 @@ def loss(forward, params, model_state, state, batch, crafted, step, keys):
 
 DEFENSE = Defense(
     init=lambda num_train, outputs, key: 0.1 * jax.random.uniform(key, (num_train,)), craft=craft, loss=loss,
-    update=lambda state, batch, crafted: state.at[batch['index']].add(0.01, mode='drop'),
+    update=lambda state, batch, crafted, metrics: state.at[batch['index']].add(0.01, mode='drop'),
     end_epoch=lambda state, epoch: state / (1 + epoch))
 
 

@@ -31,7 +31,7 @@ def loss(forward, params, model_state, state, batch, crafted, step, keys):
 
 STANDARD = Defense(init=lambda num_train, outputs, key: {'epochs': jnp.zeros(())},
                    craft=lambda forward, params, model_state, state, batch, step, keys: batch['image'],
-                   loss=loss, update=lambda state, batch, crafted: state,
+                   loss=loss, update=lambda state, batch, crafted, metrics: state,
                    end_epoch=lambda state, epoch: {'epochs': state['epochs'] + epoch})
 
 

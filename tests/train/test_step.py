@@ -43,7 +43,7 @@ def adversarial(batch_norm='train'):
     return Defense(
         init=lambda num_train, outputs, key: jnp.zeros((num_train, outputs.shape[-1])),
         craft=craft, loss=loss,
-        update=lambda state, batch, crafted: state.at[batch['index']].add(1.0, mode='drop'),
+        update=lambda state, batch, crafted, metrics: state.at[batch['index']].add(1.0, mode='drop'),
         end_epoch=lambda state, epoch: state * epoch)
 
 
@@ -177,7 +177,7 @@ def test_replayed_batches_are_augmented_alike_and_attacked_anew(one):
 def test_a_defense_may_keep_weights_that_follow_the_network(one):
     defense = adversarial()._replace(
         start=lambda state, params, model_state, image_shape: (state, params['w1'], jnp.zeros(image_shape)),
-        update=lambda state, batch, crafted: state,
+        update=lambda state, batch, crafted, metrics: state,
         follow=lambda state, params, model_state, step: (state[0] + step, (state[1] + params['w1']) / 2, state[2]))
     optimizer = create_optimizer('sgd', 0.1)
     state = create_state(mlp, *variables(), defense, optimizer, num_train=NUM_TRAIN, image_shape=IMAGE, seed=0,
