@@ -233,7 +233,7 @@ def write_report(workdirs: Sequence[str | Path], out: str | Path, *, title: str,
 
 
 if __name__ == '__main__':
-    from absl import app, flags
+    from absl import flags
 
     from experiments import main
 
@@ -243,22 +243,17 @@ if __name__ == '__main__':
     flags.DEFINE_string('tables', None, 'A Markdown file to write tables to as well, one per metric.')
     flags.DEFINE_list('metrics', None, 'What the Markdown tables show; what leads each task if not given.')
     flags.mark_flag_as_required('workdir')
-    main.define_debug_flag()
 
-    def report(argv: list[str]) -> None:
+    def work() -> None:
         """Prints the tables and writes the page."""
         chosen = flags.FLAGS
         command = ' '.join(['python -m experiments.report', *(f'--workdir={each}' for each in chosen.workdir),
                             f'--out={chosen.out}'])
+        rows = write_report(chosen.workdir, chosen.out, title=chosen.title, commands=[command])
+        if chosen.tables:
+            tables = [text_tables(rows, markdown=True, metric=metric) for metric in chosen.metrics or [None]]
+            tables += map(to_markdown, risk_tables(systems_of(chosen.workdir)))
+            Path(chosen.tables).write_text('\n\n'.join(tables) + '\n', encoding='utf-8')
+        print(text_tables(rows))
 
-        def work() -> None:
-            rows = write_report(chosen.workdir, chosen.out, title=chosen.title, commands=[command])
-            if chosen.tables:
-                tables = [text_tables(rows, markdown=True, metric=metric) for metric in chosen.metrics or [None]]
-                tables += map(to_markdown, risk_tables(systems_of(chosen.workdir)))
-                Path(chosen.tables).write_text('\n\n'.join(tables) + '\n', encoding='utf-8')
-            print(text_tables(rows))
-
-        main.guarded(work)
-
-    app.run(report, flags_parser=main.parse_flags)
+    main.launch_on_files(work)

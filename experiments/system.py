@@ -109,9 +109,9 @@ def judge_systems(config: ConfigDict, workdir: str | Path, *, data_dir: str | No
             continue
         if not blind:
             blind = blind_attacks(bench)
-        found = _attacked(bench, fitted, blind, known)
+        found, num_guides = _attacked(bench, fitted, blind, known)
         curves = _curves(found)
-        rows = _rows(bench, label, fitted, found, curves, settings)
+        rows = _rows(bench, label, fitted, found, curves, settings, num_guides)
         save_outcomes(bench.workdir, name, SystemOutcomes(
             label, np.asarray([point.eps for point in found[AWARE]]), bench.examples.index, bench.examples.groups,
             _worst(curves, list(curves)), settings))
@@ -255,8 +255,9 @@ def _fitted(bench: Bench, name: str, options: dict[str, Any], known: Known) -> F
 
 
 def _attacked(bench: Bench, fitted: Fitted | None, blind: dict[str, list[Found]], known: Known
-              ) -> dict[str, list[Found]]:
+              ) -> tuple[dict[str, list[Found]], int]:
     """What every attack does to one system, over the eps grid; key 'clean' holds the images as they are.
+    And how many guides each image was given in the aware attack.
 
     The model alone meets the aware attack as well, which is then one on the classifier: systems are compared
     under equally many runs.
@@ -268,10 +269,11 @@ def _attacked(bench: Bench, fitted: Fitted | None, blind: dict[str, list[Found]]
     found = {'clean': [clean]}
     for name, points in blind.items():
         found[name] = [systems.rejudged(system, point, bench.examples, **shared) for point in points]
+    guides = _guides(bench, fitted, outputs['features'], known)
     found[AWARE] = systems.aware_attack(
-        system, bench.examples, tuple(bench.config.eval.eps), num_steps=chosen.aware_steps,
-        guides=_guides(bench, fitted, outputs['features'], known), num_rounds=chosen.aware_rounds, **shared)
-    return found
+        system, bench.examples, tuple(bench.config.eval.eps), num_steps=chosen.aware_steps, guides=guides,
+        num_rounds=chosen.aware_rounds, **shared)
+    return found, 0 if guides is None else chosen.num_guides
 
 
 def _guides(bench: Bench, fitted: Fitted | None, features: np.ndarray, known: Known) -> np.ndarray | None:
@@ -302,7 +304,7 @@ def _worst(curves: dict[str, list[Outcomes]], members: list[str]) -> list[Outcom
 
 
 def _rows(bench: Bench, label: str, fitted: Fitted | None, found: dict[str, list[Found]],
-          curves: dict[str, list[Outcomes]], settings: dict[str, Any]) -> list[Row]:
+          curves: dict[str, list[Outcomes]], settings: dict[str, Any], num_guides: int) -> list[Row]:
     """One system's risks and detection rates under every attack, and under the worst per image."""
     groups, (clean,) = bench.examples.groups, found['clean']
     tau = -np.inf if fitted is None else fitted.threshold.tau
@@ -323,7 +325,7 @@ def _rows(bench: Bench, label: str, fitted: Fitted | None, found: dict[str, list
     add('clean', 0.0, clean.outcomes, {'false_alarms': proportion(rejected_clean, groups)}, {})
     chosen = bench.config.eval.system
     aware = {'attack': 'apgd', 'num_steps': chosen.aware_steps, 'num_rounds': chosen.aware_rounds,
-             'num_guides': chosen.num_guides}
+             'num_guides': num_guides}
     for name, outcomes_by_eps in curves.items():
         for point, outcomes in zip(found[name], outcomes_by_eps, strict=True):
             more = {} if fitted is None else _detected(clean, point, tau, groups)

@@ -50,6 +50,11 @@ def value_of(rows, defense, attack, eps, metric):
     return found
 
 
+def guides_of(rows, defense):
+    found, = {row.attack_options['num_guides'] for row in rows if (row.defense, row.attack) == (defense, 'aware')}
+    return found
+
+
 def test_every_system_is_judged_by_who_knows_it_and_who_does_not(judged):
     _, _, rows = judged
     systems = {row.defense for row in rows}
@@ -140,11 +145,18 @@ def test_other_settings_are_judged_anew(judged, monkeypatch):
     monkeypatch.setattr(system.systems, 'aware_attack', lambda *a, **k: calls.append(1) or real(*a, **k))
     config = tiny()
     config.eval.system.aware_steps = 3
+
+    def nothing_to_take_on(*args, **kwargs):
+        raise ValueError('the model names one class only')
+
+    monkeypatch.setattr(system.systems, 'guides_for', nothing_to_take_on)
     config.eval.system.detectors = (('gaussian', {'grouping': 'none', 'shrinkage': .1}),)
     again = system.judge_systems(config, workdir)
     assert len(calls) == 2, 'the model alone, and its one detector'
     changed = {row.defense for row in again if row.provenance['settings']['system']['aware_steps'] == 3}
     assert changed == {'natural', 'natural+gaussian'}
+    assert {guides_of(rows, name) for name in changed} == {1}
+    assert {guides_of(again, name) for name in changed} == {0}, 'rows say what was done, not what was asked for'
     system.update_rows(workdir / system.ROWS, rows)
 
 
