@@ -13,35 +13,31 @@ again.
 """
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import build
-from experiments.evaluate import evaluate, is_evaluated, subject_of, transfer_from
-from experiments.fitted_detectors import Fitted, Known, fitted_detector, scores_of
+from experiments.attacked_systems import AWARE, Bench, attack_system, blind_attacks, system_of
+from experiments.evaluate import evaluate, is_evaluated, subject_of
+from experiments.fitted_detectors import Fitted, Known, fitted_detector
 from experiments.report import write_report
 from experiments.train import train_and_evaluate
 from experiments.training_data import TrainingData, defense_title, load_training_data
 from medrobust_jax.attacks.pgd import pgd
 from medrobust_jax.attacks.registry import norm_of_attack
 from medrobust_jax.core import rng
-from medrobust_jax.core.types import Array, PyTree
 from medrobust_jax.detectors.registry import create_detector
-from medrobust_jax.detectors.rejecting import with_rejection
 from medrobust_jax.evaluate import system as systems
 from medrobust_jax.evaluate.files import plain
-from medrobust_jax.evaluate.programs import Layout, in_chunks, make_layout, make_score
+from medrobust_jax.evaluate.programs import in_chunks, make_layout, make_score
 from medrobust_jax.evaluate.provenance import provenance
 from medrobust_jax.evaluate.records import Row, read_rows, rows_of, update_rows
 from medrobust_jax.evaluate.suite import Examples, Threat
-from medrobust_jax.evaluate.system import Found, System
+from medrobust_jax.evaluate.system import Found
 from medrobust_jax.evaluate.system_outcomes import SystemOutcomes, holds_outcomes, save_outcomes
-from medrobust_jax.evaluate.writing import Subject
 from medrobust_jax.metrics.adversarial_detection import detection_metrics
 from medrobust_jax.metrics.intervals import proportion
 from medrobust_jax.metrics.risk import Outcomes, nested_outcomes, risk_estimates, worst_of
@@ -51,20 +47,7 @@ from medrobust_jax.train.checkpoint import load_for_evaluation
 
 ROWS = 'system.jsonl'
 NO_DETECTOR = 'none'
-UNAWARE, AWARE, WORST = 'worst_unaware', 'aware', 'worst_case'
-
-
-class Bench(NamedTuple):
-    """What all systems of a run share."""
-
-    config: ConfigDict
-    workdir: Path
-    subject: Subject
-    module: Any
-    examples: Examples
-    layout: Layout
-    seed: int
-    surrogate: str  # fingerprint of its checkpoint; empty for none
+UNAWARE, WORST = 'worst_unaware', 'worst_case'
 
 
 def judge_systems(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = None,
@@ -109,7 +92,7 @@ def judge_systems(config: ConfigDict, workdir: str | Path, *, data_dir: str | No
             continue
         if not blind:
             blind = blind_attacks(bench)
-        found, num_guides = _attacked(bench, fitted, blind, known)
+        found, num_guides = attack_system(bench, fitted, blind, known)
         curves = _curves(found)
         rows = _rows(bench, label, fitted, found, curves, settings, num_guides)
         save_outcomes(bench.workdir, name, SystemOutcomes(
@@ -178,53 +161,6 @@ def _is_judged(bench: Bench, name: str, label: str, settings: dict[str, Any]) ->
     return set(map(float, bench.config.eval.eps)) <= found
 
 
-def system_of(bench: Bench, fitted: Fitted | None) -> System:
-    """The model with a detector; without one every image is accepted."""
-    module = bench.module
-
-    def plain_model(variables: PyTree, images: Array, keys: Array) -> dict[str, Array]:
-        seen = evidence(module, *variables, images)
-        return {'logits': seen['logits'], 'features': seen['features'], 'score': seen['logits'][:, 0] * 0}
-
-    if fitted is None:
-        return System(plain_model, bench.subject.variables, bench.subject.task, -np.inf, 1.0)
-    detector, tau = fitted.detector, fitted.threshold.tau
-
-    def forward(variables: PyTree, images: Array, keys: Array) -> dict[str, Array]:
-        params, model_state, state = variables
-        forward_evidence = partial(evidence, module, params, model_state)
-        outputs = with_rejection(forward_evidence, detector, state, tau)(images, keys)
-        return {name: outputs[name] for name in ('logits', 'features', 'score')}
-
-    return System(forward, (*bench.subject.variables, fitted.state), bench.subject.task, tau, fitted.spread)
-
-
-def blind_attacks(bench: Bench) -> dict[str, list[Found]]:
-    """What attackers who do not know any detector find, by the attack's name, over the eps grid."""
-    specs = {name: bench.config.eval.attacks[name] for name in bench.config.eval.system.attacks}
-    threats: list[Any] = build.build_threats(specs, bench.subject.task)
-    if bench.config.eval.surrogate:
-        threats.append(_transfer(bench))
-    return {threat.name: systems.blind_attack(system_of(bench, None), threat, bench.examples,
-                                              tuple(bench.config.eval.eps), layout=bench.layout, seed=bench.seed)
-            for threat in threats}
-
-
-def _transfer(bench: Bench) -> Threat:
-    """PGD on another run's model, whose logits take the form of a system's outputs."""
-    system = system_of(bench, None)
-    forms = jax.eval_shape(system.forward, system.variables, bench.examples.images[:1],
-                           rng.example_keys(0, np.zeros(1, np.int32)))
-
-    def as_outputs(logits: Array) -> dict[str, Array]:
-        unused = {name: jnp.zeros((len(logits), *forms[name].shape[1:]), logits.dtype)
-                  for name in ('features', 'score')}
-        return {'logits': logits, **unused}
-
-    return transfer_from(bench.config.eval.surrogate, bench.subject.task,
-                         num_steps=bench.config.eval.surrogate_steps, outputs_of=as_outputs)
-
-
 def _known(bench: Bench, data: TrainingData, data_dir: str | None) -> Known:
     """What detectors may be fitted on."""
     module, variables, config = bench.module, bench.subject.variables, bench.config
@@ -252,44 +188,6 @@ def _fitted(bench: Bench, name: str, options: dict[str, Any], known: Known) -> F
               'calibrated_on': known.held_out.info.fingerprint}
     return fitted_detector(name, options, known, path=bench.workdir / 'detectors' / f'{name}.npz', origin=origin,
                            false_alarm_rate=chosen.false_alarm_rate)
-
-
-def _attacked(bench: Bench, fitted: Fitted | None, blind: dict[str, list[Found]], known: Known
-              ) -> tuple[dict[str, list[Found]], int]:
-    """What every attack does to one system, over the eps grid; key 'clean' holds the images as they are.
-    And how many guides each image was given in the aware attack.
-
-    The model alone meets the aware attack as well, which is then one on the classifier: systems are compared
-    under equally many runs.
-    """
-    system, shared = system_of(bench, fitted), {'layout': bench.layout, 'seed': bench.seed}
-    labels, chosen = np.asarray(bench.examples.targets), bench.config.eval.system
-    outputs = systems.outputs_of(system, bench.examples, **shared)
-    clean = Found(0.0, systems.judged(system, outputs, labels), outputs['score'], bench.examples.images)
-    found = {'clean': [clean]}
-    for name, points in blind.items():
-        found[name] = [systems.rejudged(system, point, bench.examples, **shared) for point in points]
-    guides = _guides(bench, fitted, outputs['features'], known)
-    found[AWARE] = systems.aware_attack(
-        system, bench.examples, tuple(bench.config.eval.eps), num_steps=chosen.aware_steps, guides=guides,
-        num_rounds=chosen.aware_rounds, **shared)
-    return found, 0 if guides is None else chosen.num_guides
-
-
-def _guides(bench: Bench, fitted: Fitted | None, features: np.ndarray, known: Known) -> np.ndarray | None:
-    """Features of accepted training images for the aware attack; None where there are none to take on."""
-    chosen = bench.config.eval.system
-    if not chosen.num_guides:
-        return None
-    seen, accepted = known.seen_images.evidence, slice(None)
-    if fitted is not None:
-        accepted = scores_of(fitted.detector, fitted.state, seen) >= fitted.threshold.tau
-    pool = {'features': seen['features'][accepted], 'prediction': seen['logits'].argmax(1)[accepted]}
-    try:
-        return systems.guides_for(features, np.asarray(bench.examples.targets), pool, count=chosen.num_guides)
-    except ValueError as error:  # a model that names one class only
-        logging.warning('The aware attack goes without guides: %s', error)
-        return None
 
 
 def _curves(found: dict[str, list[Found]]) -> dict[str, list[Outcomes]]:
