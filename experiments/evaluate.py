@@ -22,11 +22,12 @@ from experiments.training_data import defense_title
 from medrobust_jax.attacks.pgd import pgd
 from medrobust_jax.attacks.transfer import transfer
 from medrobust_jax.core.types import Task
+from medrobust_jax.evaluate.files import plain
 from medrobust_jax.evaluate.judge import judge
 from medrobust_jax.evaluate.programs import make_layout
 from medrobust_jax.evaluate.records import Row, read_rows, update_rows
-from medrobust_jax.evaluate.suite import Examples, Threat
-from medrobust_jax.evaluate.writing import Subject
+from medrobust_jax.evaluate.suite import Ensemble, Examples, Threat
+from medrobust_jax.evaluate.writing import Subject, options_of, recorded
 from medrobust_jax.models.forward import apply_model
 from medrobust_jax.parallel.mesh import data_mesh
 from medrobust_jax.train.checkpoint import config_fingerprint, differing_fields, load_for_evaluation
@@ -47,17 +48,7 @@ def evaluate(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = 
     """
     subject, examples, task = subject_of(config, workdir, data_dir=data_dir)
     layout = make_layout(data_mesh(), width=config.eval.block_width, chunk=config.eval.chunk)
-    attacks = config.eval.attacks
-    if config.eval.ensemble:
-        attacks = {config.eval.ensemble: threat(config.eval.ensemble)}
-    threats = preprocessing.averaged(build.build_threats(attacks, task), task,
-                                     num_samples=subject.setting.get('eot_samples', 0))
-    if config.eval.surrogate:
-        if subject.setting.get('eot_samples'):
-            raise ValueError('a transfer attack makes one attempt, which a preprocessor that draws judges once, '
-                             'where the other attacks need half of their samples: leave out '
-                             'config.eval.surrogate or config.eval.preprocess')
-        threats.append(transfer_from(config.eval.surrogate, task, num_steps=config.eval.surrogate_steps))
+    threats = threats_of(config, task, num_samples=subject.setting.get('eot_samples', 0))
     folder = preprocessing.folder_of(subject, workdir)
     folder.mkdir(parents=True, exist_ok=True)
     with Bars(shown=progress) as bars:
@@ -108,25 +99,57 @@ def subject_of(config: ConfigDict, workdir: str | Path, *, data_dir: str | None 
     return subject, build.examples_of(source, task, config.eval.max_examples), task
 
 
-def is_evaluated(config: ConfigDict, workdir: str | Path) -> bool:
-    """Whether results.jsonl holds this very run, at its checkpoint, under all that `config.eval` asks for."""
+def threats_of(config: ConfigDict, task: Task, *, num_samples: int = 0) -> list[Threat | Ensemble]:
+    """The attacks that `config.eval` asks for, averaged over `num_samples` draws of a preprocessor; 0: of none.
+
+    Raises:
+      ValueError: for attacks that do not fit the task or cannot average.
+    """
+    attacks = config.eval.attacks
+    if config.eval.ensemble:
+        attacks = {config.eval.ensemble: threat(config.eval.ensemble)}
+    threats = preprocessing.averaged(build.build_threats(attacks, task), task, num_samples=num_samples)
+    if config.eval.surrogate:
+        if num_samples:
+            raise ValueError('a transfer attack makes one attempt, which a preprocessor that draws judges once, '
+                             'where the other attacks need half of their samples: leave out '
+                             'config.eval.surrogate or config.eval.preprocess')
+        threats.append(transfer_from(config.eval.surrogate, task, num_steps=config.eval.surrogate_steps))
+    return threats
+
+
+def is_evaluated(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = None) -> bool:
+    """Whether results.jsonl holds this very run under all that `config.eval` asks for.
+
+    The checkpoint, the images, the criterion, and every attack's options, restarts, seed and radii must be the
+    same. Not for models behind `config.eval.preprocess`.
+    """
     results = Path(workdir) / 'results.jsonl'
     if not results.is_file():
         return False
-    metadata = load_for_evaluation(workdir, config.eval.checkpoint)[2]
+    metadata, chosen = load_for_evaluation(workdir, config.eval.checkpoint)[2], config.eval
     if metadata['config_fingerprint'] != config_fingerprint(build.training_config(config)):
         return False
-    rows = [row for row in read_rows(results) if row.defense == defense_title(config)
-            and row.provenance.get('checkpoint_fingerprint') == metadata['checkpoint_fingerprint']]
-    names = [config.eval.ensemble] if config.eval.ensemble else list(config.eval.attacks)
-    if not {'clean', *names} <= {row.attack for row in rows}:
-        return False
-    if config.eval.max_examples is not None and any(
-            row.n > config.eval.max_examples for row in rows if row.attack == 'clean'):
-        return False
-    if len(names) + bool(config.eval.surrogate) == 1:
-        return True  # of one attack there is no worst
-    return set(map(float, config.eval.eps)) <= {row.eps for row in rows if row.attack == 'worst_case'}
+    source = build.load_split(config, chosen.split, data_dir)
+    threats = threats_of(config, build.build_task(config, source.info))
+    count = min(len(source), len(source) if chosen.max_examples is None else chosen.max_examples)
+    about = {'checkpoint_fingerprint': metadata['checkpoint_fingerprint'],
+             'dataset_fingerprint': source.info.fingerprint,
+             'criterion': list(build.criterion_of(config, judged=True)) or None}
+    wanted = (defense_title(config), chosen.split, 'robust_accuracy', count)
+    found = {(row.attack, row.norm, row.eps): row.attack_options for row in read_rows(results)
+             if (row.defense, row.split, row.metric, row.n) == wanted
+             and about == {name: row.provenance.get(name) for name in about}}
+    asked, common = {('clean', '', 0.0): {}}, {'seed': chosen.seed, 'stops': chosen.stop_when_fooled}
+    radii: dict[tuple[str, float], list[str]] = {}
+    for each in threats:
+        for eps in each.eps or chosen.eps:
+            asked[each.name, each.norm, float(eps)] = recorded(options_of(each), **common)
+            radii.setdefault((each.norm, float(eps)), []).append(each.name)
+    for (norm, eps), names in radii.items():
+        if len(names) > 1:  # of one attack there is no worst
+            asked['worst_case', norm, eps] = recorded({'attacks': names}, **common)
+    return all(key in found and plain(found[key]) == plain(options) for key, options in asked.items())
 
 
 def transfer_from(workdir: str, task: Task, *, num_steps: int,

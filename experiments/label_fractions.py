@@ -89,7 +89,7 @@ def run_all(recipe: str, defenses: Sequence[str], fractions: Sequence[float], se
                 natural = str(Path(workdir) / f'natural_{100 * fraction:g}' / str(seed))
                 config = run_config(recipe, defense, fraction, seed, eps=eps, epochs=epochs, natural=natural,
                                     from_natural=from_natural, eval_eps=eval_eps, max_examples=max_examples)
-                if not is_evaluated(config, folder):
+                if not is_evaluated(config, folder, data_dir=data_dir):
                     logging.info('%s, %g %% of the labels, seed %d', defense, 100 * fraction, seed)
                     train_and_evaluate(config, folder, data_dir=data_dir)
                     evaluate(config, folder, data_dir=data_dir)

@@ -248,7 +248,7 @@ def run(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = None)
     """Trains, evaluates, judges the systems, and writes the report; returns its path."""
     check_system(config)
     train_and_evaluate(config, workdir, data_dir=data_dir)
-    if not is_evaluated(config, workdir):
+    if not is_evaluated(config, workdir, data_dir=data_dir):
         evaluate(config, workdir, data_dir=data_dir)
     judge_systems(config, workdir, data_dir=data_dir, progress=True)
     out = Path(workdir) / 'report.html'

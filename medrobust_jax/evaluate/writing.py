@@ -76,7 +76,7 @@ class ResultWriter:
                               wall_seconds=seconds) | measured | dict(self.subject.setting)
         if self.subject.criterion:
             evidence['criterion'] = list(self.subject.criterion)
-        settings = {**options, 'attack_seed': self.seed, 'stop_when_fooled': self.stops} if options else {}
+        settings = recorded(options, seed=self.seed, stops=self.stops) if options else {}
         self.rows += records.rows_of(
             estimates, **self.subject.identity, attack=attack, norm=norm, eps=eps,
             attack_options=settings,
@@ -104,12 +104,7 @@ class ResultWriter:
 
     def threat(self, threat: AnyThreat, members: Sequence[Threat], stages: Sequence[list[GridPoint]],
                warnings: tuple[str, ...], *, save_images: bool) -> None:
-        points, options = stages[-1], dict(threat.options)
-        if isinstance(threat, Ensemble):
-            options['members'] = {member.name: {**member.options, 'num_restarts': member.num_restarts,
-                                                'num_targets': member.num_targets} for member in members}
-        else:
-            options['num_restarts'] = threat.num_restarts
+        points, options = stages[-1], options_of(threat)
         for position, point in enumerate(points):
             measured: dict[str, Any] = {'passes_needed': round(point.passes_needed, 4)}
             if isinstance(threat, Ensemble):
@@ -192,6 +187,20 @@ class ResultWriter:
         """Writes what was kept to show to `pictures.npz`."""
         if self._pictures:
             save_arrays(self.workdir / 'pictures.npz', self._pictures)
+
+
+def options_of(threat: AnyThreat) -> dict[str, Any]:
+    """What rows say of a threat's settings."""
+    if isinstance(threat, Ensemble):
+        return {**threat.options, 'members': {
+            member.name: {**member.options, 'num_restarts': member.num_restarts, 'num_targets': member.num_targets}
+            for member in threat.members}}
+    return {**threat.options, 'num_restarts': threat.num_restarts}
+
+
+def recorded(options: Mapping[str, Any], *, seed: int, stops: bool) -> dict[str, Any]:
+    """A row's 'attack_options': a threat's, the seed of the draws, and whether images were left once fooled."""
+    return {**options, 'attack_seed': seed, 'stop_when_fooled': stops}
 
 
 def rows_to_show(task: Task, targets: Targets, standing: np.ndarray, count: int) -> np.ndarray:

@@ -3,6 +3,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments import label_fractions
+from experiments.evaluate import is_evaluated
 from medrobust_jax.report.tables import to_text
 
 
@@ -46,6 +47,15 @@ def test_every_combination_is_run_once(tmp_path, monkeypatch):
     assert clean.columns == ['defense', '20 % labels', '100 % labels']
     assert [line[0] for line in attacked.lines] == ['natural', 'ssat']
     assert 'worst attack per image at eps 8/255' in to_text(attacked)
+
+    config, folder = small('oct_phantom', 'natural', .2, 0), tmp_path / 'natural_20' / '0'
+    assert is_evaluated(config, folder)
+    for path, value in (('max_examples', 6), ('max_examples', None), ('seed', 7), ('split', 'val'), ('eps', (.5,)),
+                        ('stop_when_fooled', False), ('surrogate', str(folder)),
+                        ('attacks.pgd20.options.num_steps', 40), ('attacks.pgd20.num_restarts', 2)):
+        other = small('oct_phantom', 'natural', .2, 0)
+        other.update_from_flattened_dict({f'eval.{path}': value})
+        assert not is_evaluated(other, folder), f'{path} = {value} was not asked of these rows'
 
     def refuse(*args, **kwargs):
         raise AssertionError('trained again')
