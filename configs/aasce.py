@@ -9,12 +9,12 @@
 START is `--config.train.init_from=runs/aasce/natural/0 --config.task.calibrated_on=runs/aasce/natural/0`.
 
 Errors are in percent of the image's height, and Cobb angles in degrees. On a GPU:
-`--config.data.options.size="(512, 256)" --config.model.name=landmark_vgg19`.
+`--config.data.options.size="(512, 256)" --config.model.name=landmark_vgg19 --config.model.options.width=64`.
 """
 from ml_collections import ConfigDict
 
 from configs.base import base_config
-from configs.dense_cpu import ADAPTIVE, for_images
+from configs.dense_cpu import ADAPTIVE, for_images, in_place
 
 
 def get_config(defense: str = 'natural') -> ConfigDict:
@@ -24,6 +24,8 @@ def get_config(defense: str = 'natural') -> ConfigDict:
     config.data.options = ConfigDict({'size': (64, 32)})
     config.data.augment = (('affine', {'max_degrees': 5.0, 'max_scale': 0.1, 'max_pixels': 3.0}),
                            ('intensity', {'brightness': 0.1, 'contrast': 0.2, 'gamma': 0.2}))
+    if defense == 'te':
+        config.data.augment = in_place(config.data.augment)
     config.task.cobb_angles = True
     config.model.name = 'landmark_net'
     config.model.options = ConfigDict({'width': 16})

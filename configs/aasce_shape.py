@@ -16,7 +16,7 @@ START is `--config.train.init_from=runs/shape/natural/0 --config.task.calibrated
 from ml_collections import ConfigDict
 
 from configs.base import base_config, threat
-from configs.dense_cpu import for_images
+from configs.dense_cpu import for_images, in_place
 
 
 def get_config(defense: str = 'natural') -> ConfigDict:
@@ -26,15 +26,20 @@ def get_config(defense: str = 'natural') -> ConfigDict:
     config.data.options = ConfigDict({'size': (64, 32), 'mask': True})
     config.data.augment = (('affine', {'max_degrees': 5.0, 'max_scale': 0.1, 'max_pixels': 3.0}),
                            ('intensity', {'brightness': 0.1, 'contrast': 0.2, 'gamma': 0.2}))
+    if defense == 'te':
+        config.data.augment = in_place(config.data.augment)
     config.task.contour = 'spine'
     config.task.cobb_angles = True
     config.model.name = 'shape_net_small'
     if defense == 'two_attacks':
         config.defense.attack_losses = ('shape_regression', 'shape_mask')
-        config.defense.eps = 0.07  # Linf, steps of .01 [code of the paper]
+        config.defense.eps = config.validation.eps = 0.07  # Linf, steps of .01 [code of the paper]
+        config.defense.step_size = 0.01
         config.defense.attack.options.norm = 'linf'
         config.defense.attack.options.num_steps = 10
     config.eval.max_examples = 24
-    # The attack of the paper on shapes, inside the distribution, over a part of its radii.
-    config.eval.attacks.adamax100 = threat('pgd_adamax', eps=(0.01, 0.03, 0.07, 0.1), num_steps=100)
+    # The attacks of the paper on shapes, inside the distribution, over a part of its radii; and on the whole loss.
+    for climbed in ('', '_points', '_mask'):
+        config.eval.attacks[f'adamax100{climbed}'] = threat(
+            f'pgd_adamax{climbed}', eps=(0.01, 0.03, 0.07, 0.1), num_steps=100)
     return config

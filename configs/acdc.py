@@ -13,7 +13,7 @@ What they reach stands in results/README.md. For the published kind of network o
 from ml_collections import ConfigDict
 
 from configs.base import base_config
-from configs.dense_cpu import for_images
+from configs.dense_cpu import for_images, in_place
 
 
 def get_config(defense: str = 'natural') -> ConfigDict:
@@ -23,6 +23,8 @@ def get_config(defense: str = 'natural') -> ConfigDict:
     config.data.size = 64
     config.data.augment = (('affine', {'max_degrees': 15.0, 'max_scale': 0.15, 'max_pixels': 4.0}),
                            ('intensity', {'brightness': 0.1, 'contrast': 0.2, 'gamma': 0.2}))
+    if defense == 'te':
+        config.data.augment = in_place(config.data.augment)
     config.model.name = 'unet'
     config.model.options = ConfigDict({'width': 16, 'depth': 3})
     config.eval.max_examples = 20

@@ -12,7 +12,7 @@ On a GPU: `--config.data.options.size="(240, 320)" --config.model.options.width=
 from ml_collections import ConfigDict
 
 from configs.base import base_config
-from configs.dense_cpu import ADAPTIVE, for_images
+from configs.dense_cpu import ADAPTIVE, for_images, in_place
 
 
 def get_config(defense: str = 'natural') -> ConfigDict:
@@ -23,6 +23,8 @@ def get_config(defense: str = 'natural') -> ConfigDict:
     config.data.augment = (('flip_horizontal', {}), ('flip_vertical', {}),
                            ('affine', {'max_degrees': 0.0, 'max_scale': 0.2, 'max_pixels': 6.0}),
                            ('intensity', {'brightness': 0.1, 'contrast': 0.2}))
+    if defense == 'te':
+        config.data.augment = in_place(config.data.augment)
     config.model.name = 'detector'
     config.model.options = ConfigDict({'width': 32, 'pyramid_width': 32})
     if defense in ADAPTIVE:

@@ -4,7 +4,9 @@
     python -m experiments.evaluate --config=configs/chestmnist.py:pgd_at --workdir=runs/chestmnist/pgd_at/0
 
 Without the file, on drawn X-rays of five findings: `--config.data.name=chest_phantom`. The original
-radiographs (ChestX-ray14): `--config.data.name=chest --config.data.size=224 --config.model.name=densenet121`.
+radiographs (ChestX-ray14) with a DenseNet-121: `--config.data.name=chest --config.data.size=224
+--config.model.name=densenet121 --config.model.options.stage_sizes="(6,12,24,16)" --config.model.options.width=64
+--config.model.options.stem=large`.
 """
 from ml_collections import ConfigDict
 

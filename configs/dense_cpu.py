@@ -7,8 +7,10 @@ Perturbations are measured in L2, as the papers on these tasks do, at radii scal
 from ml_collections import ConfigDict
 
 from configs.base import threat
+from configs.defenses import ONE_STEP
 
 ADAPTIVE = ('amat', 'ima', 'ame')  # defenses that give every image a radius of its own
+IN_LINF = (*ONE_STEP, 'mpadvt')  # defenses whose published radii are small ones in Linf: they stay that
 
 
 def for_images(config: ConfigDict, *, num_values: int, epochs: tuple[float, float],
@@ -26,17 +28,20 @@ def for_images(config: ConfigDict, *, num_values: int, epochs: tuple[float, floa
     config.train.epochs = float(epochs[not natural])
     config.train.eval_every_epochs = config.train.checkpoint_every_epochs = config.train.epochs / 4
     unit = round(2 / 255 * num_values**0.5, 2)
-    config.defense.eps = 2 * unit  # SAT's; the other radius of the comparison is --config.defense.eps of half that
-    config.defense.attack.options.norm = 'l2'
-    config.defense.attack.options.num_steps = num_steps
-    # Steps add up to 4 radii for adaptive margins (alpha of the paper's code), to 2.5 elsewhere.
-    config.defense.attack.options.relative_step_size = (4 if adaptive else 2.5) / num_steps
+    if config.defense.name not in IN_LINF:
+        config.defense.eps = 2 * unit  # SAT's; the other of the comparison is --config.defense.eps of half that
+        config.validation.eps = 2 * unit
+        config.defense.attack.options.norm = 'l2'
+        config.defense.attack.options.num_steps = num_steps
+        # Steps add up to 4 radii for adaptive margins (alpha of the paper's code), to 2.5 elsewhere.
+        config.defense.attack.options.relative_step_size = (4 if adaptive else 2.5) / num_steps
+    if config.defense.name == 'two_attacks':
+        config.defense.step_size = 2.5 * config.defense.eps / num_steps
     if adaptive:
         config.validation.norm = 'l2'
         # Margins can reach 2.5 units by the end of the training, more than SAT's 2.
         config.defense.delta = round(2.5 * unit / epochs[1], 3)
     config.validation.select_metric = 'score' if natural else 'robust_score'
-    config.validation.eps = 2 * unit
     config.validation.max_examples = 60
     config.train.batch_size = 16
     config.optimizer.name = 'adamw'
@@ -53,3 +58,8 @@ def for_images(config: ConfigDict, *, num_values: int, epochs: tuple[float, floa
         'pgd100': threat('pgd', num_steps=100),
     })
     return config
+
+
+def in_place(augment: tuple) -> tuple:
+    """The transforms that move nothing: temporal ensembling averages an image's outputs over epochs."""
+    return tuple(each for each in augment if each[0] == 'intensity')

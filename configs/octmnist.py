@@ -1,13 +1,14 @@
 """Retinal OCT in four classes (OCTMNIST, 28 px), on a CPU: the benchmark of semi-supervised training, made small.
 
-    python -m experiments.train    --config=configs/octmnist.py:ssat --config.data.labeled_fraction=0.05 \\
-        --workdir=runs/octmnist/ssat_5/0
-    python -m experiments.evaluate --config=configs/octmnist.py:ssat --config.data.labeled_fraction=0.05 \\
-        --workdir=runs/octmnist/ssat_5/0
+    python -m experiments.train    --config=configs/few_labels.py:octmnist/natural FEW \\
+        --workdir=runs/octmnist/natural_5/0
+    python -m experiments.train    --config=configs/octmnist.py:ssat FEW START --workdir=runs/octmnist/ssat_5/0
+    python -m experiments.evaluate --config=configs/octmnist.py:ssat FEW START --workdir=runs/octmnist/ssat_5/0
 
-Baselines with few labels: `--config=configs/few_labels.py:octmnist/natural`. The originals at 224 pixels:
-configs/oct2017.py. The 97,477 training images make an epoch ten times as long as that of the other small sets; the
-image is not flipped upside down, since layers of the retina have an order.
+FEW is `--config.data.labeled_fraction=0.05`, START `--config.train.init_from=runs/octmnist/natural_5/0` (see
+configs/medmnist_cpu.py). Baselines with few labels: `--config=configs/few_labels.py:octmnist/fgsm_at`. The
+originals at 224 pixels: configs/oct2017.py. The 97,477 training images make an epoch ten times as long as that of
+the other small sets; the image is not flipped upside down, since layers of the retina have an order.
 """
 from ml_collections import ConfigDict
 

@@ -24,6 +24,7 @@ from medrobust_jax.attacks.registry import (
     MOVES_PIXELS,
     NEEDS_LOGITS,
     NEEDS_PIXEL_LOGITS,
+    NEEDS_SHAPES,
     TAKES_TASK_LOSS,
     TARGETED,
     create_attack,
@@ -292,6 +293,9 @@ def build_threats(attacks: Mapping[str, Any], task: Task) -> list[Threat | Ensem
         if spec['attack'] in NEEDS_PIXEL_LOGITS and task.name != 'segmentation':
             raise ValueError(f"config.eval.attacks.{name}: '{spec['attack']}' reads logits per pixel, and the "
                              f"task '{task.name}' has none; pgd, smia, apgd take any task")
+        if spec['attack'] in NEEDS_SHAPES and task.name != 'shape':
+            raise ValueError(f"config.eval.attacks.{name}: '{spec['attack']}' reads points and a mask, and "
+                             f"the task '{task.name}' has not both; pgd_adamax climbs any task's loss")
         if spec['attack'] in MOVES_PIXELS and not {'label', 'findings'} & set(task.target_names):
             raise ValueError(f"config.eval.attacks.{name}: '{spec['attack']}' moves the image and not its "
                              f"{', '.join(task.target_names)}: a right answer would count as wrong")

@@ -32,12 +32,12 @@ from medrobust_jax.defenses.temporal_ensembling import temporal_ensembling
 from medrobust_jax.defenses.trades import trades
 from medrobust_jax.defenses.two_attacks import two_attacks
 from medrobust_jax.defenses.unsupervised_at import unsupervised_at
-from medrobust_jax.losses.shape import shape_mask_attack_loss, shape_regression_attack_loss
+from medrobust_jax.losses.shape import mask_loss, point_loss
 
 if TYPE_CHECKING:
     from experiments.build import Durations
 
-ATTACK_LOSSES = {'shape_regression': shape_regression_attack_loss, 'shape_mask': shape_mask_attack_loss}
+ATTACK_LOSSES = {'shape_regression': point_loss, 'shape_mask': mask_loss}  # the terms of the training loss [code]
 Helper = Callable[[Array], Outputs]
 
 

@@ -101,8 +101,8 @@ def pgd_adamax(*, num_steps: int = 100, norm: str = 'linf', relative_step_size: 
         about that too, and the projection brings it back.
       start: 'ball' [ours], 'clean' or 'gaussian'.
 
-    Climb `losses.shape.shape_regression_attack_loss` or `shape_mask_attack_loss` with it, by
-    `wrappers.with_loss`.
+    It climbs the task's loss; in the registry 'pgd_adamax_points' and 'pgd_adamax_mask' climb the paper's two,
+    `losses.shape.shape_regression_attack_loss` and `shape_mask_attack_loss` [code].
     """
     return pgd(num_steps=num_steps, norm=norm, relative_step_size=relative_step_size, start=start,
                direction=directions.adamax(norm=norm))

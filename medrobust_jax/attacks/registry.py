@@ -1,7 +1,7 @@
 """Attacks by name, for configs and the command line.
 
 Contents: `ATTACKS`, `create_attack`, `norm_of_attack`, and what an evaluation must know: `MINIMUM_NORM`,
-`TARGETED`, `NEEDS_LOGITS`, `NEEDS_PIXEL_LOGITS`, `TAKES_TASK_LOSS`, `BLACK_BOX`.
+`TARGETED`, `NEEDS_LOGITS`, `NEEDS_PIXEL_LOGITS`, `NEEDS_SHAPES`, `TAKES_TASK_LOSS`, `BLACK_BOX`.
 
 Example:
 
@@ -38,8 +38,9 @@ from medrobust_jax.attacks import (
 )
 from medrobust_jax.core.checks import check_options, did_you_mean
 from medrobust_jax.core.corruptions import CORRUPTIONS
-from medrobust_jax.core.types import Attack
+from medrobust_jax.core.types import Array, Attack, Outputs, Targets
 from medrobust_jax.losses.classification import margin
+from medrobust_jax.losses.shape import shape_mask_attack_loss, shape_regression_attack_loss
 
 
 def pgd_adam(*, num_steps: int = 20, norm: str = 'linf', relative_step_size: float | None = None,
@@ -56,6 +57,13 @@ def pgd_margin(*, num_steps: int = 20, norm: str = 'linf', relative_step_size: f
                                       start=start), margin)
 
 
+def _adamax_on_shapes(climbed: Callable[[Outputs, Targets], Array], /, *, num_steps: int = 100, norm: str = 'linf',
+                      relative_step_size: float | None = .2, start: str = 'ball') -> Attack:
+    """The shape paper's attacks inside the distribution, one per output of the network."""
+    return wrappers.with_loss(ood.pgd_adamax(num_steps=num_steps, norm=norm, relative_step_size=relative_step_size,
+                                             start=start), climbed)
+
+
 ATTACKS: dict[str, Callable[..., Attack]] = {
     'fgsm': pgd.fgsm,
     'ifgsm': pgd.ifgsm,
@@ -66,6 +74,8 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     'di_fgsm': pgd.di_fgsm,
     'ti_fgsm': pgd.ti_fgsm,
     'pgd_adamax': ood.pgd_adamax,
+    'pgd_adamax_points': partial(_adamax_on_shapes, shape_regression_attack_loss),
+    'pgd_adamax_mask': partial(_adamax_on_shapes, shape_mask_attack_loss),
     'smia': stabilized.smia,
     'segpgd': dense.segpgd,
     'cospgd': dense.cospgd,
@@ -101,6 +111,8 @@ NEEDS_LOGITS = frozenset({'pgd_margin', 'apgd_targeted', 'fab', 'fab_targeted', 
                           'deepfool', 'simba'})
 # Attacks that read one logit per class at every pixel.
 NEEDS_PIXEL_LOGITS = frozenset({'segpgd', 'cospgd', *(f'sea_{name}' for name in sea.SEA_LOSSES)})
+# Attacks that read the points and the mask of a shape.
+NEEDS_SHAPES = frozenset({'pgd_adamax_points', 'pgd_adamax_mask'})
 # Attacks that move what is seen, and with it the places of masks, points and boxes.
 MOVES_PIXELS = frozenset({'spatial', 'spatial_grid'})
 # Attacks whose recorded loss, the pixel error, is not what they climb.

@@ -4,7 +4,7 @@ Contents: `two_attacks`.
 
 Example:
 
-    losses = (shape_regression_attack_loss, shape_mask_attack_loss)             # 'rs'; one of them: 'r', 's'
+    losses = (point_loss, mask_loss)             # of losses.shape: 'rs'; one of them: 'r', 's'
     ramp = warmed_up(constant(0.07), steps=total_steps)
     defense = two_attacks(task, losses, radius=ramp, num_steps=20, step_size=0.01)
 """
@@ -37,7 +37,8 @@ def two_attacks(task: Task, attack_losses: tuple[Callable[[Outputs, Targets], Ar
 
     Args:
       task: loss and criterion.
-      attack_losses: `(outputs, targets) -> [B]` each, to be maximized; at least one.
+      attack_losses: `(outputs, targets) -> [B]` each, to be maximized; at least one. For shapes
+        `losses.shape.point_loss` and `mask_loss` [code].
       radius: eps by step; .07 at the end [code].
       num_steps: 20 [code].
       step_size: absolute, > 0; .01 [code].

@@ -5,9 +5,10 @@ Outputs are a dict of 'points' `[B, P, 2]`, (x, y) as fractions of width and hei
 'reconstruction_error' `[B]`, the mean of |rec(x) - x|. Targets are a dict of 'points' and
 'segmentation' `[B, H, W]`, in which every class above 0 is foreground.
 
-Contents: `shape_loss` (what training minimizes) and its terms `point_loss`, `mask_loss`; what the
-attacks climb, `shape_regression_attack_loss`, `shape_mask_attack_loss`; `output_distance` (between
-two outputs, which the out-of-distribution attack closes), `shape_divergence`, `soft_dice`.
+Contents: `shape_loss` (what training minimizes) and its terms `point_loss`, `mask_loss`, which the
+attacks in training climb; what those of an evaluation climb, `shape_regression_attack_loss` and
+`shape_mask_attack_loss`; `output_distance` (between two outputs, which the out-of-distribution attack
+closes), `shape_divergence`, `soft_dice`.
 
 Example:
 

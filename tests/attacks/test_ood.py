@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from medrobust_jax.attacks.ood import ood, pgd_adamax, reaching
+from medrobust_jax.attacks.registry import create_attack
 from medrobust_jax.attacks.run import advance, begin, run
-from medrobust_jax.attacks.wrappers import with_loss
 from medrobust_jax.core import rng
 from medrobust_jax.core.types import Victim
 from medrobust_jax.losses import shape
@@ -104,8 +104,8 @@ def shape_forward(images, keys):
 def test_the_shape_attacks_climb_what_they_say():
     truth = {'points': jnp.full((4, 3, 2), .5), 'segmentation': jnp.asarray(IMAGES[..., 0] > .5).astype(jnp.int32)}
     victim = Victim(shape_forward, shape.shape_loss, lambda o, t: jnp.ones(4, bool))
-    for loss in (shape.shape_regression_attack_loss, shape.shape_mask_attack_loss):
-        attack = with_loss(pgd_adamax(num_steps=20), loss)
+    for name, loss in (('points', shape.shape_regression_attack_loss), ('mask', shape.shape_mask_attack_loss)):
+        attack = create_attack(f'pgd_adamax_{name}', num_steps=20)
         result = jax.jit(lambda a=attack: run(a, victim, KEYS, IMAGES, truth, eps=.1))()
         assert (result.loss > loss(shape_forward(IMAGES, None), truth)).all()
         assert np.abs(np.asarray(result.images) - IMAGES).max() <= .1 + 1e-6

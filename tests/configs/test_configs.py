@@ -34,8 +34,8 @@ def get_config(name, defense):
 
 MANY_CLASSES = ('busi', 'oct2017', 'oct_phantom', 'octmnist', 'organ_phantom', 'resnet18_gpu', 'retinamnist')
 # Drawn images in the place of data sets whose targets are no labels.
-PHANTOMS = {'acdc': 'cardiac_phantom', 'aasce': 'spine_phantom', 'bccd': 'cell_phantom',
-            'chestmnist': 'chest_phantom'}
+PHANTOMS = {'acdc': 'cardiac_phantom', 'cardiac_volume': 'cardiac_volume', 'aasce': 'spine_phantom',
+            'bccd': 'cell_phantom', 'chestmnist': 'chest_phantom'}
 OWN_OPTIONS = {'spine_phantom': {'num_vertebrae': 17}, 'cell_phantom': {'size': 64}}
 
 
@@ -131,6 +131,18 @@ def test_the_docstring_gives_the_command(name):
 def test_an_unknown_defense_is_refused(name):
     with pytest.raises(ValueError, match=r"unknown defense 'tradse' after the colon of --config"):
         get_config(name, 'tradse')
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_radii_are_of_the_norm_that_they_are_used_in(name):
+    for defense in build.DEFENSES:
+        config = get_config(name, defense)
+        own = config.defense.attack.options.norm
+        for norm, eps in ((own, config.defense.eps), (config.validation.get('norm', own), config.validation.eps)):
+            assert norm in ('linf', 'l2')
+            assert norm == 'l2' or 0 < eps < .2, f'{defense}: {eps} is no radius in Linf'
+        if defense == 'te' and config.task.name in ('segmentation', 'landmarks', 'detection', 'shape'):
+            assert {name for name, _ in config.data.augment} <= {'intensity'}, 'outputs are averaged in place'
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -71,6 +71,7 @@ def test_the_defaults_are_a_config():
      "mean 'flip_horizontal'"),
     (lambda: build.load_split(changed(data__name='retinamnits'), 'train', None), "did you mean 'retinamnist'"),
     (lambda: build.load_split(base_config(), 'train', None), r'config\.data\.name is empty'),
+    (lambda: build.build_threats({'x': threat('pgd_adamax_mask')}, TASK), "'classification' has not both"),
     (lambda: build.build_threats({'x': threat('pdg')}, TASK), "unknown attack 'pdg'; did you mean 'pgd'"),
     (lambda: build.build_threats({'x': threat('pgd', norm='l3')}, TASK), "unknown norm.* 'l3'"),
     (lambda: build.build_threats({'x': threat('pgd', num_step=3)}, TASK), "did you mean 'num_steps'"),
