@@ -54,6 +54,7 @@ def for_images(config: ConfigDict, *, num_values: int, epochs: tuple[float, floa
         'pgd20_clean_l2': threat('pgd', eps=(unit, 2 * unit, 4 * unit), norm='l2', num_steps=20, start='clean'),
         'smia20_l2': threat('smia', eps=(unit, 2 * unit, 4 * unit), norm='l2', num_steps=20),
         'pgd100_l2': threat('pgd', eps=(unit, 2 * unit, 4 * unit), norm='l2', num_steps=100),
+        'ifgsm10': threat('ifgsm', num_steps=10),
         'smia20': threat('smia', num_steps=20),
         'pgd100': threat('pgd', num_steps=100),
     })
