@@ -15,6 +15,7 @@ from medrobust_jax.attacks.run import perturb
 from medrobust_jax.core.masking import per_example
 from medrobust_jax.core.types import Array, Attack, Batch, Defense, Forward, Outputs, PyTree, Task, Victim
 from medrobust_jax.defenses.radius import Radius
+from medrobust_jax.losses.segmentation import final_logits
 
 
 def temporal_ensembling(task: Task, attack: Attack, *, radius: Radius, total_steps: int, weight: float = 300.0,
@@ -26,10 +27,11 @@ def temporal_ensembling(task: Task, attack: Attack, *, radius: Radius, total_ste
         t_i <- decay t_i + (1 - decay) p(x),    divided by decay's accumulated weight 1 - decay^draws
         w    = weight exp(-5 (1 - phase)^2),    phase from 0 to 1 over `ramp`; 0 before it
 
-    x' climbs the same sum. p are softmax outputs for classification, else all outputs as they are, flattened
-    [code]. Averages of softmax outputs, divided so, add up to 1: the paper's renormalization. Table and penalty
-    start together, at ramp[0] of the training [code]; an entry takes its example's new output before it is used
-    [ours], so none is ever empty. Clean outputs come from a pass of their own in 'eval' mode [code].
+    x' climbs the same sum. p are softmax outputs for classification, the full-size logits alone for segmentation
+    [ours: coarser ones exist in training only], else all outputs as they are, flattened [code]. Averages of
+    softmax outputs, divided so, add up to 1: the paper's renormalization. Table and penalty start together, at
+    ramp[0] of the training [code]; an entry takes its example's new output before it is used [ours], so none is
+    ever empty. Clean outputs come from a pass of their own in 'eval' mode [code].
 
     The state is a table of N x D float32 for N training examples with D outputs, saved with every checkpoint: 40
     kB for 1000 examples of 10 classes, 1 GB for 1000 label maps of 256 x 256 with 4 classes. It knows nothing of
@@ -57,7 +59,7 @@ def temporal_ensembling(task: Task, attack: Attack, *, radius: Radius, total_ste
     if weight < 0 or not 0 <= decay < 1 or not 0 <= ramp[0] <= ramp[1] <= 1 or total_steps < 1:
         raise ValueError(f'weight = {weight} and total_steps = {total_steps} must be positive, decay = {decay} in '
                          f'[0, 1), ramp = {ramp} two rising shares of the training')
-    to_flat = flat or (jax.nn.softmax if task.name == 'classification' else flat_outputs)
+    to_flat = flat or _FLAT.get(task.name, flat_outputs)
 
     def init(num_train: int, example_outputs: PyTree, key: Array) -> dict[str, Array]:
         width = jax.eval_shape(to_flat, example_outputs).shape[1]
@@ -112,3 +114,7 @@ def flat_outputs(outputs: Outputs) -> Array:
     """A tree of outputs `[B, ...]` as one array `[B, D]`."""
     leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(outputs)]
     return jnp.concatenate(leaves, axis=1).astype(jnp.float32)
+
+
+_FLAT: dict[str, Callable[[Outputs], Array]] = {
+    'classification': jax.nn.softmax, 'segmentation': lambda outputs: flat_outputs(final_logits(outputs))}

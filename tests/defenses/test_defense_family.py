@@ -22,8 +22,11 @@ from medrobust_jax.defenses.trades import trades
 from medrobust_jax.defenses.two_attacks import two_attacks
 from medrobust_jax.losses.classification import cross_entropy
 from medrobust_jax.losses.consistency import squared_error
+from medrobust_jax.models.forward import apply_model, init_variables
+from medrobust_jax.models.unet import UNet
 from medrobust_jax.parallel.mesh import data_mesh, put_batch
 from medrobust_jax.tasks.classification import classification
+from medrobust_jax.tasks.segmentation import segmentation
 from medrobust_jax.train.optim import create_optimizer
 from medrobust_jax.train.state import create_state
 from medrobust_jax.train.step import make_train_step
@@ -184,6 +187,24 @@ def test_temporal_ensembling_refuses_a_table_that_does_not_fit():
                                   flat=lambda x: x.reshape(len(x), -1))
     with pytest.raises(ValueError, match=r'keeps 262144 outputs of each of 100000 .* 105 GB, above .* = 4 GB'):
         defense.init(100_000, jnp.zeros((1, 256, 256, 4)), None)
+
+
+def test_temporal_ensembling_averages_the_full_size_logits_of_deep_supervision():
+    module = UNet(2, width=4, depth=3, deep_supervision=True)
+    params, model_state = jax.eval_shape(lambda: init_variables(module, jax.random.key(0), (16, 16, 1)))
+    batch = {'image': jnp.zeros((2, 16, 16, 1)), 'segmentation': jnp.zeros((2, 16, 16), jnp.int32),
+             'mask': jnp.ones(2, bool), 'index': jnp.arange(2)}
+    defense = temporal_ensembling(segmentation(2), pgd(num_steps=1), radius=RADIUS, total_steps=4,
+                                  attack_batch_norm='batch_stats')
+    state = defense.init(2, jnp.zeros((1, 16, 16, 2)), None)
+
+    def step(params, model_state):
+        crafted = defense.craft(apply_model(module), params, model_state, state, batch, STEP, KEYS[:2])
+        losses, _ = defense.loss(apply_model(module), params, model_state, state, batch, crafted, STEP, KEYS[:2])
+        return losses, defense.update(state, batch, crafted, {})
+
+    losses, after = jax.eval_shape(step, params, model_state)
+    assert (losses.shape, after['average'].shape) == ((2,), (2, 16 * 16 * 2))
 
 
 def test_mpadvt_draws_batches_strengths_and_lengths():
