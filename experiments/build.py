@@ -105,12 +105,12 @@ def criterion_of(config: ConfigDict, *, judged: bool = False) -> tuple[float, ..
       judged: for an evaluation, whose criterion `config.eval.calibrated_on` may replace.
     """
     if judged and config.eval.calibrated_on:
-        return thresholds_of(config.eval.calibrated_on)
+        return thresholds_of(config.eval.calibrated_on, task=config.task.name)
     if config.task.get('calibrated_on'):
         if config.task.threshold:
             raise ValueError('config.task.calibrated_on and config.task.threshold name the criterion twice: '
                              'set one')
-        return thresholds_of(config.task.calibrated_on)
+        return thresholds_of(config.task.calibrated_on, task=config.task.name)
     return tuple(config.task.get('threshold', ()))
 
 

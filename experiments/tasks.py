@@ -40,21 +40,30 @@ def make_task(chosen: ConfigDict, info: SourceInfo, *, training: bool, threshold
     return _MAKERS[chosen.name](chosen, info, training, {'threshold': threshold} if threshold else {})
 
 
-def thresholds_of(workdir: str | Path) -> tuple[float, ...]:
+def thresholds_of(workdir: str | Path, *, task: str) -> tuple[float, ...]:
     """The thresholds that `experiments.calibrate` left in a workdir.
+
+    Args:
+      workdir: of the run that was measured.
+      task: `config.task.name`, whose criterion they become.
 
     Raises:
       FileNotFoundError: where it left none, saying how to make them.
-      ValueError: for a damaged file.
+      ValueError: for a damaged file, or thresholds of another task, whose qualities have another scale.
     """
     path = Path(workdir) / THRESHOLDS
     if not path.is_file():
         raise FileNotFoundError(f'{path} does not exist: run experiments.calibrate on a naturally trained run in '
                                 f'{workdir} first')
     try:
-        return tuple(map(float, json.loads(path.read_text())['thresholds']))
+        found = json.loads(path.read_text(encoding='utf-8'))
+        theirs, thresholds = str(found['task']), tuple(map(float, found['thresholds']))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{path} is damaged ({error}): run experiments.calibrate again') from error
+    if theirs != task:
+        raise ValueError(f"{path} holds thresholds of the task '{theirs}', and config.task.name is '{task}': name "
+                         'a run of the same task in calibrated_on')
+    return thresholds
 
 
 def _classification(chosen: ConfigDict, info: SourceInfo, training: bool, criterion: dict) -> Task:

@@ -148,3 +148,22 @@ def test_strengths_that_are_no_radii_need_a_grid_of_their_own():
     assert (made.norm, made.eps) == ('severity', (1, 3))
     with pytest.raises(ValueError, match="'pgd' aims at no target"):
         build.build_threats({'x': threat('pgd', num_targets=3)}, TASK)
+
+
+def test_thresholds_of_another_task_are_refused(tmp_path):
+    (tmp_path / 'thresholds.json').write_text('{"thresholds": [-0.5], "task": "landmarks"}')
+    config = base_config('amat', 'landmarks')
+    config.task.calibrated_on = str(tmp_path)
+    assert build.criterion_of(config) == (-.5,)
+    config = base_config('amat', 'shape')
+    config.task.calibrated_on = str(tmp_path)
+    message = r"thresholds\.json holds thresholds of the task 'landmarks', and config\.task\.name is 'shape'"
+    with pytest.raises(ValueError, match=message):
+        build.criterion_of(config)
+    config = base_config('natural', 'shape')
+    config.eval.calibrated_on = str(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        build.criterion_of(config, judged=True)
+    (tmp_path / 'thresholds.json').write_text('{"thresholds": [-0.5]}')
+    with pytest.raises(ValueError, match=r"is damaged \('task'\)"):
+        build.criterion_of(config, judged=True)
