@@ -1,6 +1,6 @@
 """Refusals with a cure: the range contract of images, and misspelled names.
 
-Contents: `check_images` (the contract that every attack relies on), `check_labels`,
+Contents: `check_images` (the contract that every attack relies on), `check_labels`, `check_groups`,
 `check_eps`, `check_options`, `did_you_mean`.
 
 Example:
@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
+
+_MISSING = frozenset(('', 'None', 'nan', 'NaT', '<NA>', "b''"))
 
 
 def check_images(images: Any, *, what: str = 'images', first_index: int = 0) -> None:
@@ -64,6 +66,23 @@ def check_labels(labels: Any, num_classes: int, *, what: str = 'labels', first_i
     if bad.size:
         raise ValueError(f'{what}: row {first_index + int(bad[0])} holds {array[bad[0]]}, outside '
                          f'0..{num_classes - 1} ({bad.size} such rows); change the labels or num_classes')
+
+
+def check_groups(groups: Any, *, what: str = 'groups', first_index: int = 0) -> None:
+    """Raises unless `groups` [N] name a patient in every row: rows without id would count as one patient.
+
+    Raises:
+      ValueError: for the first row that holds None, NaN or an empty text.
+    """
+    array = np.asarray(groups)
+    if array.dtype.kind in 'iu':
+        return
+    # As text: NumPy makes a text of the NaN in ['p1', nan], and pandas has a missing value of its own.
+    missing = [row for row, group in enumerate(array) if str(group) in _MISSING]
+    if missing:
+        raise ValueError(f"{what}: row {first_index + missing[0]} holds '{array[missing[0]]}', which is no id "
+                         f'({len(missing)} such rows); give every row an id (its own, where the patient is '
+                         f'unknown) or leave groups out')
 
 
 def check_eps(eps: float | Sequence[float], *, field: str = 'eps') -> None:

@@ -93,7 +93,7 @@ class ArraySource:
       name: the data set's name, used in messages and records.
       class_names: one name per class.
       split: the split's name. In 'train' every class needs an example.
-      groups: `[N]` patient ids (integers or text), or None.
+      groups: `[N]` patient ids (integers or text), one in every row, or None.
       channels: the number of channels that the caller expects; None allows 1 and 3.
       max_value: the raw value that becomes 1; required for uint16, refused otherwise.
       range_map: how raw values were mapped, where the caller did it; a default describes the above.
@@ -102,7 +102,7 @@ class ArraySource:
     Raises:
       TypeError: for images that are neither uint8, uint16 nor floating point, or fractional labels.
       ValueError: for values outside [0, 1], NaN, inf, wrong shapes or channels, labels out of
-        range, no images at all, or a class without training examples.
+        range, no images at all, a class without training examples, or a row without id among groups.
     """
 
     def __init__(self, images: Any, targets: Any, *, name: str, class_names: Sequence[str],
@@ -121,6 +121,10 @@ class ArraySource:
         if self._groups is not None and self._groups.shape != (len(self._images),):
             raise ValueError(f'{what}: groups of shape {self._groups.shape} for {len(self._images)} images; '
                              'one id per image is needed')
+        if self._groups is not None:
+            checks.check_groups(self._groups, what=f'{what}: groups')
+            if self._groups.dtype == object:  # a column of a pandas table; objects have no bytes to fingerprint
+                self._groups = np.asarray([str(group) for group in self._groups])
         range_map = range_map or default_map
         self.info = SourceInfo(
             name=name, split=split, num_classes=len(class_names), class_names=tuple(class_names),

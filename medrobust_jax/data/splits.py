@@ -8,6 +8,8 @@ Example:
 """
 import numpy as np
 
+from medrobust_jax.core.checks import check_groups
+
 SPLITS = ('train', 'val', 'test')
 FRACTIONS = (.7, .1, .2)
 
@@ -28,12 +30,13 @@ def stratified_split(labels: np.ndarray, *, seed: int = 0, fractions: tuple[floa
       `{'train': rows, 'val': rows, 'test': rows}`, rows ascending.
 
     Raises:
-      ValueError: for fractions that are negative or do not add up to 1.
+      ValueError: for fractions that are negative or do not add up to 1, or a row without id among groups.
     """
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f'fractions = {fractions} must be three numbers >= 0 that add up to 1')
     labels = np.asarray(labels)
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    check_groups(groups)
     _, first, group_of_row, sizes = np.unique(groups, return_index=True, return_inverse=True,
                                               return_counts=True)
     split_of_group = np.empty(len(first), dtype=np.int64)

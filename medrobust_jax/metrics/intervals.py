@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
+from medrobust_jax.core.checks import check_groups
+
 _CHUNK = 4_000_000  # weights held at a time while resampling: 32 MB
 
 
@@ -247,6 +249,7 @@ def _group_ids(groups: ArrayLike | None, n: int) -> tuple[np.ndarray | None, int
     raw = np.asarray(groups)
     if raw.shape != (n,):
         raise ValueError(f'groups must hold one id per example, [{n}], got shape {raw.shape}')
+    check_groups(raw)
     unique, ids = np.unique(raw, return_inverse=True)
     return (None, n) if len(unique) == n else (ids, len(unique))
 

@@ -159,6 +159,20 @@ def test_subset():
         Subset(made, [0, 6])
 
 
+@pytest.mark.parametrize('missing', [None, float('nan'), ''])
+def test_rows_without_a_patient_are_refused(missing):
+    with pytest.raises(ValueError, match=r'tiny/train: groups: row 2 holds .*\(2 such rows\).* leave groups out'):
+        source(groups=['p', 'p', missing, missing, 'q', 'q'])
+    with pytest.raises(ValueError, match='row 5 holds'):
+        source(groups=np.asarray([1, 1, 2, 2, 3, missing], float if missing != '' else object))
+
+
+def test_patients_may_be_a_column_of_objects():
+    made, texts = (source(groups=np.asarray(list('ppqqrr'), kind)) for kind in (object, str))
+    assert made.info.fingerprint == texts.info.fingerprint
+    assert made[2]['group'] == 'q'
+
+
 def dense(**changes):
     """Six images of 4 x 3 pixels with masks and two points."""
     pixels = np.linspace(0, 255, 6 * 12).astype(np.uint8).reshape(6, 4, 3, 1)

@@ -34,3 +34,8 @@ def test_seed_decides():
 def test_fractions_are_checked():
     with pytest.raises(ValueError, match='add up to 1'):
         stratified_split(np.arange(5), fractions=(.5, .5, .5))
+
+
+def test_rows_without_a_group_are_refused():
+    with pytest.raises(ValueError, match=r'groups: row 3 holds .nan.'):
+        stratified_split(np.zeros(5, int), groups=np.asarray([1, 1, 2, np.nan, np.nan]))

@@ -76,6 +76,9 @@ def test_proportion_refuses_what_is_no_verdict():
         proportion([0.2, 0.7])
     with pytest.raises(ValueError, match='one id per example'):
         proportion([True, False], groups=[1])
+    for missing in (None, np.nan, ''):
+        with pytest.raises(ValueError, match=r'groups: row 1 holds .* leave groups out'):
+            proportion([True, False, True], groups=['p', missing, missing])
 
 
 def test_bootstrap_of_a_mean_has_its_standard_error():

@@ -98,8 +98,9 @@ class TfdsSource:
         found = {'image': image.astype(np.float32), **self._targets(record, label_key, int(row))}
         if group_key is None:
             return found
-        group = record[group_key]
-        return {**found, 'group': group.decode() if isinstance(group, bytes) else group}
+        group = record[group_key].decode() if isinstance(record[group_key], bytes) else record[group_key]
+        checks.check_groups([group], what=f'{self._what}: {group_key}', first_index=int(row))
+        return {**found, 'group': group}
 
     def _targets(self, record: Record, label_key: str, row: int) -> Record:
         if not self._dense:
