@@ -5,7 +5,7 @@ Contents: `check_config`, `build_task`, `build_model`, `build_defense`, `build_o
 """
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -140,12 +140,17 @@ def examples_of(source: Source, task: Task, max_examples: int | None) -> Example
             labels = np.unique([source[row]['group'] for row in rows], return_inverse=True)[1]
         rows = rows[:max_examples] if labels is None else share_of_each_class(labels, max_examples)
     batch = read_batch(source, rows)
-    missing = [name for name in task.target_names if name not in batch]
-    if missing:
-        present = ', '.join(sorted(set(batch) - {'image'}))
-        raise ValueError(f"{source.info.name}/{source.info.split} has {present}; "
-                         f"the task '{task.name}' needs {', '.join(missing)}: set config.task.name")
+    check_present(batch, task, source)
     return Examples(batch['image'], task.targets(batch), rows, batch.get('group'))
+
+
+def check_present(names: Iterable[str], task: Task, source: Source) -> None:
+    """Raises ValueError where the task asks for a target that is not among `names`, those of a source."""
+    present = sorted(set(names) - {'image'})
+    missing = [name for name in task.target_names if name not in present]
+    if missing:
+        raise ValueError(f"{source.info.name}/{source.info.split} has {', '.join(present)}; "
+                         f"the task '{task.name}' needs {', '.join(missing)}: set config.task.name")
 
 
 def share_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:

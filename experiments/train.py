@@ -12,7 +12,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import build
-from experiments.training_data import load_training_data, replays_of, training_batches
+from experiments.training_data import check_training_targets, load_training_data, replays_of, training_batches
 from medrobust_jax.attacks.registry import create_attack
 from medrobust_jax.core.types import Task
 from medrobust_jax.evaluate.programs import make_layout
@@ -42,6 +42,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path, *, data_dir: str
     train = data.labeled
     validation = build.load_split(config, config.data.validation_split, data_dir)
     task, judged = (build.build_task(config, train.info, training=each) for each in (True, False))
+    check_training_targets(data, task)
     module = build.build_model(config, task)
     durations = build.build_durations(config, data.whole)
     defense = build.build_defense(config, task, durations)

@@ -1,6 +1,6 @@
 """What a run is trained on: its examples with labels, the images without, and their batches.
 
-Contents: `TrainingData`, `load_training_data`, `training_batches`, `replays_of`,
+Contents: `TrainingData`, `load_training_data`, `check_training_targets`, `training_batches`, `replays_of`,
 `defense_title`.
 
 Example:
@@ -18,9 +18,10 @@ from ml_collections import ConfigDict
 
 from configs.defenses import SEMI_SUPERVISED
 from experiments import build
+from medrobust_jax.core.types import Task
 from medrobust_jax.data.few_labels import ImagesOnly, few_labels
 from medrobust_jax.data.loader import NumpyBatch, train_batches
-from medrobust_jax.data.source import Source
+from medrobust_jax.data.source import Source, all_of
 
 
 class TrainingData(NamedTuple):
@@ -44,6 +45,24 @@ def load_training_data(config: ConfigDict, data_dir: str | None) -> TrainingData
     fraction = config.data.get('labeled_fraction')
     labeled = whole if fraction is None else few_labels(whole, fraction, seed=config.seed)
     return TrainingData(whole, labeled, ImagesOnly(whole) if config.defense.name in SEMI_SUPERVISED else None)
+
+
+def check_training_targets(data: TrainingData, task: Task) -> None:
+    """Raises for targets that the task cannot learn from, before a step is made on them.
+
+    Every process looks at all rows that keep their targets, so that all refuse them or none does.
+
+    Raises:
+      ValueError, TypeError: where a target is absent, or for the first row that the task refuses.
+    """
+    info = data.labeled.info
+    build.check_present(data.labeled[0], task, data.labeled)
+    found = {name: all_of(data.labeled, name) for name in task.target_names}
+    try:
+        task.check_targets(task.targets(found))
+    except (ValueError, TypeError) as error:
+        counted = '' if data.labeled is data.whole else f', among its {len(data.labeled)} rows with labels'
+        raise type(error)(f'training targets of {info.name}/{info.split}{counted}: {error}') from error
 
 
 def replays_of(config: ConfigDict) -> int:

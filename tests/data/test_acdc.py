@@ -100,6 +100,7 @@ def test_builder_equals_the_direct_path(tmp_path, monkeypatch):
         ours, theirs = gather(TfdsSource(builder, 'val', size=size)), gather(open_acdc('val', size=size))
         for left, right in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(left, right)
+        np.testing.assert_array_equal(TfdsSource(builder, 'val', size=size).column('segmentation'), ours[1])
 
 
 @pytest.mark.realdata

@@ -60,7 +60,11 @@ def test_medmnist_manual_directory(tmp_path, monkeypatch):
     builder = Medmnist(config='breastmnist', data_dir=tmp_path)
     builder.download_and_prepare(file_format='array_record',
                                  download_config=tfds.download.DownloadConfig(manual_dir=tmp_path / 'manual'))
-    assert_same(TfdsSource(builder, 'test'), load('breastmnist', 'test', data_dir=tmp_path / 'manual'))
+    source = TfdsSource(builder, 'test')
+    assert_same(source, load('breastmnist', 'test', data_dir=tmp_path / 'manual'))
+    monkeypatch.setattr(tfds.features.Image, 'decode_example_np', None)  # labels alone need no image
+    np.testing.assert_array_equal(all_labels(source), np.arange(9) % 2)
+    assert source.column('points') is None
 
 
 def test_medmnist_downloads_the_official_file_where_there_is_none(tmp_path, monkeypatch):

@@ -138,6 +138,8 @@ def test_bccd_by_its_builder_and_directly(tmp_path, monkeypatch):
     read = TfdsSource(builder, 'train', size=(48, 64))
     assert read.info.class_names == source.info.class_names
     np.testing.assert_array_equal(read[1]['boxes'][:2], source[1]['boxes'])
+    for name in ('boxes', 'box_labels', 'box_mask'):
+        np.testing.assert_array_equal(read.column(name)[1], read[1][name])
     np.testing.assert_array_equal(read[1]['image'], source[1]['image'])
     with pytest.raises(FileNotFoundError, match='Copy the folder BCCD'):
         bccd.open_bccd(data_dir=tmp_path / 'nowhere')

@@ -7,8 +7,14 @@ from configs.base import base_config
 from configs.defenses import with_few_labels
 from experiments import build
 from experiments.train import train_and_evaluate
-from experiments.training_data import defense_title, load_training_data, training_batches
-from medrobust_jax.data.source import all_labels
+from experiments.training_data import (
+    TrainingData,
+    check_training_targets,
+    defense_title,
+    load_training_data,
+    training_batches,
+)
+from medrobust_jax.data.source import ArraySource, Subset, all_labels
 from tests.experiments import tiny_config
 
 EVERY_LABEL = 1.0
@@ -103,3 +109,48 @@ def test_semi_supervised_training_from_start_to_end(tmp_path):
     assert jax.tree.structure(teacher) == jax.tree.structure((results['ssat'].state.params, {}))
     moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), teacher[0], results['ssat'].state.params)
     assert max(jax.tree.leaves(moved)) > 0
+
+
+def bad_points(row=5):
+    points = np.full((12, 4, 2), .5, np.float32)
+    points[row, 3, 1] = 1.25
+    return {'points': points}
+
+
+def bad_boxes(masked):
+    boxes = np.tile(np.float32([.2, .2, .6, .6]), (12, 2, 1))
+    boxes[4, 1] = [.6, .2, .2, .6]
+    mask = np.ones((12, 2), bool)
+    mask[4, 1] = masked
+    return {'boxes': boxes, 'box_labels': np.zeros((12, 2), int), 'box_mask': mask}
+
+
+def made_of(targets, num_names=4):
+    return ArraySource(np.zeros((12, 16, 16, 1), np.uint8), targets, name='mine', class_names='abcd'[:num_names])
+
+
+@pytest.mark.parametrize(('task', 'targets', 'message'), [
+    ('landmarks', bad_points(), r'training targets of mine/train: points: row 5, point 3 has y = 1\.25'),
+    ('detection', bad_boxes(masked=True), 'mine/train: row 4 holds a box of zero area, or an inverted one'),
+    ('classification', np.arange(12) % 4, None), ('detection', bad_boxes(masked=False), None),
+    ('segmentation', bad_points(), "mine/train has points; the task 'segmentation' needs segmentation")])
+def test_targets_that_no_task_can_learn_from_are_refused_before_a_step(task, targets, message, monkeypatch,
+                                                                       tmp_path):
+    config, source = base_config('natural', task), made_of(targets)
+    if message is None:
+        check_training_targets(TrainingData(source, source, None), build.build_task(config, source.info))
+        return
+    config.data.name, config.model.name = 'mine', 'perceptron'
+    monkeypatch.setattr(build, 'load_split', lambda *args: source)
+    monkeypatch.setattr(build, 'build_model', None)
+    with pytest.raises(ValueError, match=message):
+        train_and_evaluate(config, tmp_path, progress=False)
+
+
+def test_only_rows_that_keep_their_targets_are_checked():
+    source = made_of(bad_points(row=5))
+    task = build.build_task(base_config('natural', 'landmarks'), source.info)
+    unseen = TrainingData(source, Subset(source, [0, 1, 2]), None)
+    check_training_targets(unseen, task)
+    with pytest.raises(ValueError, match=r'mine/train, among its 2 rows with labels: points: row 1'):
+        check_training_targets(unseen._replace(labeled=Subset(source, [0, 5])), task)

@@ -16,6 +16,8 @@ Example:
 """
 import hashlib
 import os
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,8 @@ class TfdsSource:
         if raw == np.uint16 and max_value is None:
             raise ValueError(f'{self._what}: 16-bit images need max_value=, the raw value that becomes 1')
         reader: Any = builder  # its signature is hidden by a decorator
-        self._data = reader.as_data_source(split=split)
+        self._open = partial(reader.as_data_source, split=split)
+        self._data = self._open()
         if len(self._data) == 0:
             raise ValueError(f'{self._what}: the split is empty')
         range_map += '' if size is None else describe(shape, size) or f', resized to {size}'
@@ -88,26 +91,34 @@ class TfdsSource:
 
     def __getitem__(self, row: int) -> Record:
         record = self._data[int(row)]
-        image_key, label_key, group_key = self._keys
+        image_key, _, group_key = self._keys
         image = np.asarray(record[image_key])
         if self._size is not None:
             image = resize_images(image[None], self._size)[0]
         if np.issubdtype(image.dtype, np.integer):
             image = image.astype(np.float32) / np.float32(255 if image.dtype == np.uint8 else self._max_value)
         checks.check_images(image[None], what=self._what, first_index=int(row))
-        found = {'image': image.astype(np.float32), **self._targets(record, label_key, int(row))}
+        found = {'image': image.astype(np.float32), **self._targets(record, int(row), self._dense)}
         if group_key is None:
             return found
         group = record[group_key].decode() if isinstance(record[group_key], bytes) else record[group_key]
         checks.check_groups([group], what=f'{self._what}: {group_key}', first_index=int(row))
         return {**found, 'group': group}
 
-    def _targets(self, record: Record, label_key: str, row: int) -> Record:
+    def column(self, name: str) -> np.ndarray | None:
+        """A target of all examples, `[N, ...]`, or None; their images are not decoded."""
+        if name not in (self._dense or ('label',)):
+            return None
+        unread = {self._keys[0], *self._dense} - {name}
+        records = self._open(decoders={each: tfds.decode.SkipDecoding() for each in unread})
+        return np.stack([self._targets(records[row], row, (name,))[name] for row in range(len(self))])
+
+    def _targets(self, record: Record, row: int, names: Sequence[str]) -> Record:
         if not self._dense:
-            label = np.asarray(record[label_key], dtype=np.int32)
+            label = np.asarray(record[self._keys[1]], dtype=np.int32)
             checks.check_labels(label[None], self.info.num_classes, what=self._what, first_index=row)
             return {'label': label}
-        found = {name: np.asarray(record[name]) for name in self._dense}
+        found = {name: np.asarray(record[name]) for name in names}
         if 'segmentation' in found:
             mask = found['segmentation'].squeeze(-1) if found['segmentation'].ndim == 3 else found['segmentation']
             found['segmentation'] = mask if self._size is None else resize_masks(mask[None], self._size)[0]
