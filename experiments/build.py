@@ -91,6 +91,8 @@ def training_config(config: ConfigDict) -> dict[str, Any]:
     if 'calibrated_on' in values['task']:
         del values['task']['calibrated_on']
         values['task']['threshold'] = criterion_of(config)
+    if values['task'].get('pixel_size') is None:
+        values['task'].pop('pixel_size', None)  # older runs had no such field
     start = values['train'].pop('init_from', None)
     if start:
         values['train']['init_from'] = load_for_evaluation(start, 'best')[2]['checkpoint_fingerprint']

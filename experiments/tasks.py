@@ -84,8 +84,13 @@ def _segmentation(chosen: ConfigDict, info: SourceInfo, training: bool, criterio
 
 
 def _landmarks(chosen: ConfigDict, info: SourceInfo, training: bool, criterion: dict) -> Task:
-    return landmarks(info.num_classes, size=info.image_shape[:2], radius=chosen.radius, z=chosen.z,
-                     unit=chosen.unit, cobb_angles=chosen.cobb_angles, **criterion)
+    size, pixel_size = info.image_shape[:2], chosen.get('pixel_size')
+    if (chosen.unit == 'mm') != (pixel_size is not None):
+        raise ValueError(f"config.task.unit = '{chosen.unit}' with config.task.pixel_size = {pixel_size}: 'mm', "
+                         f'and it alone, needs the (height, width) in mm of a pixel of the images, here of '
+                         f'{size[0]} x {size[1]} pixels, e.g. --config.task.pixel_size="(1.2, 1.2)"')
+    return landmarks(info.num_classes, size=size, radius=chosen.radius, z=chosen.z, unit=chosen.unit,
+                     pixel_size=pixel_size, cobb_angles=chosen.cobb_angles, **criterion)
 
 
 def _detection(chosen: ConfigDict, info: SourceInfo, training: bool, criterion: dict) -> Task:

@@ -36,7 +36,7 @@ def extent_of(size: Sequence[int], unit: str, pixel_size: Sequence[float] | None
       pixel_size: (height, width) of a pixel in mm, for 'mm' alone.
 
     Raises:
-      ValueError: for an unknown unit, or 'mm' without a pixel size.
+      ValueError: for an unknown unit, 'mm' without a pixel size, or one that is not two positive lengths.
     """
     if unit not in UNITS:
         did_you_mean(unit, UNITS, 'unit')
@@ -45,6 +45,8 @@ def extent_of(size: Sequence[int], unit: str, pixel_size: Sequence[float] | None
                          "to unit='mm', and to it alone")
     height, width = (float(side) for side in size)
     if pixel_size is not None:
+        if np.shape(pixel_size) != (2,) or not all(0 < side < np.inf for side in pixel_size):
+            raise ValueError(f'pixel_size = {pixel_size} must be (height, width) of a pixel in mm, both positive')
         return height * pixel_size[0], width * pixel_size[1]
     return (height, width) if unit == 'px' else (100., 100 * width / height)
 

@@ -167,3 +167,23 @@ def test_thresholds_of_another_task_are_refused(tmp_path):
     (tmp_path / 'thresholds.json').write_text('{"thresholds": [-0.5]}')
     with pytest.raises(ValueError, match=r"is damaged \('task'\)"):
         build.criterion_of(config, judged=True)
+
+
+def test_landmarks_are_judged_in_millimeters_where_the_config_says_how_large_a_pixel_is():
+    config = base_config('natural', 'landmarks')
+    info = ArraySource(np.zeros((2, 200, 160, 1), np.uint8), {'points': np.full((2, 4, 2), .5)}, name='x',
+                       class_names='abcd').info
+    assert 'pixel_size' not in build.training_config(config)['task'], 'older runs stay what they were'
+    config.task.unit = 'mm'
+    with pytest.raises(ValueError, match=r'--config\.task\.pixel_size="\(1\.2'):
+        build.build_task(config, info)
+    config.task.pixel_size = (1.2, 1.209375)
+    build.check_config(config)
+    points = np.full((2, 4, 2), .5)
+    found = build.build_task(config, info).metrics(points + np.array([0, .01]), points)
+    assert found['mean_radial_error'].value == pytest.approx(2.4)
+    assert {'detected_within_2', 'detected_within_2.5', 'detected_within_4'} <= set(found)
+    assert build.training_config(config)['task']['pixel_size'] == [1.2, 1.209375]
+    config.task.unit = 'px'
+    with pytest.raises(ValueError, match=r"unit = 'px' with config\.task\.pixel_size = \(1\.2"):
+        build.build_task(config, info)

@@ -42,6 +42,9 @@ def test_extents_and_their_refusals():
     for unit, pixel_size in (('mm', None), ('px', (.1, .1))):
         with pytest.raises(ValueError, match="belongs to unit='mm'"):
             landmarks.extent_of((8, 8), unit, pixel_size)
+    for pixel_size in ((.1,), (.1, 0.), (.1, np.nan), .1):
+        with pytest.raises(ValueError, match=r'must be .height, width. of a pixel'):
+            landmarks.extent_of((8, 8), 'mm', pixel_size)
 
 
 def test_angles_of_drawn_spines():
