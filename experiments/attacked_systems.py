@@ -125,8 +125,10 @@ def _guides(bench: Bench, fitted: Fitted | None, features: np.ndarray, known: Kn
     if fitted is not None:
         accepted = scores_of(fitted.detector, fitted.state, seen) >= fitted.threshold.tau
     pool = {'features': seen['features'][accepted], 'prediction': seen['logits'].argmax(1)[accepted]}
-    try:
-        return systems.guides_for(features, np.asarray(bench.examples.targets), pool, count=chosen.num_guides)
-    except ValueError as error:  # a model that names one class only
-        logging.warning('The aware attack goes without guides: %s', error)
+    labels = np.asarray(bench.examples.targets)
+    # A model that names one class only; any other failure must not weaken the attack.
+    if lacking := systems.without_guides(labels, pool['prediction']):
+        logging.warning('The aware attack goes without guides: no accepted clean image is predicted as another '
+                        'class than %d', lacking[0])
         return None
+    return systems.guides_for(features, labels, pool, count=chosen.num_guides)

@@ -11,6 +11,7 @@ shows systems side by side, `experiments.compare_systems` their paired differenc
 stopped: training from its checkpoint, and a system that system.jsonl holds with the same settings is not judged
 again.
 """
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ from medrobust_jax.train.checkpoint import load_for_evaluation
 ROWS = 'system.jsonl'
 NO_DETECTOR = 'none'
 UNAWARE, WORST = 'worst_unaware', 'worst_case'
+_LEAST = {'aware_steps': 1, 'aware_rounds': 1, 'num_guides': 0, 'max_fit': 1}  # of config.eval.system
 
 
 def judge_systems(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = None,
@@ -75,8 +77,6 @@ def judge_systems(config: ConfigDict, workdir: str | Path, *, data_dir: str | No
         make_layout(data_mesh(), width=config.eval.block_width, chunk=config.eval.chunk), config.eval.seed,
         load_for_evaluation(surrogate, 'best')[2]['checkpoint_fingerprint'] if surrogate else '')
     known = _known(bench, load_training_data(config, data_dir), data_dir)
-    for name, options in config.eval.system.detectors:  # before any hour is spent
-        create_detector(name, forward_evidence=known.forward_evidence, **dict(options))
     blind: dict[str, list[Found]] = {}
     failed = []
     for name, options in ((NO_DETECTOR, {}), *config.eval.system.detectors):
@@ -111,17 +111,16 @@ def check_system(config: ConfigDict) -> None:
     """Refuses settings of `config.eval.system` that cannot be meant, before anything is trained.
 
     Raises:
-      ValueError: for another task than classification, preprocessing beside detectors, two detectors of one
-        name, or attacks that are unknown, no single attacks, of another norm than Linf, or of radii of their own.
+      ValueError: for another task than classification, preprocessing beside detectors, numbers out of range,
+        detectors that are unknown, have options that are, or come twice, or attacks that are unknown, no single
+        attacks, of another norm than Linf, or of radii of their own.
     """
     if config.task.name != 'classification':
         raise ValueError(f"systems with a detector are judged on classification, not on '{config.task.name}'")
     if config.eval.preprocess:
         raise ValueError('config.eval.preprocess stands before a model, a detector beside it: judge one at a time')
-    names = [name for name, _ in config.eval.system.detectors]
-    if len(set(names)) < len(names) or NO_DETECTOR in names:
-        raise ValueError(f'config.eval.system.detectors are called {names}: each name once, none of '
-                         f'them "{NO_DETECTOR}"')
+    _check_numbers(config)
+    _check_detectors(config.eval.system.detectors)
     chosen = config.eval.system.attacks
     missing = [name for name in chosen if name not in config.eval.attacks]
     if missing or not (chosen or config.eval.surrogate):
@@ -131,6 +130,33 @@ def check_system(config: ConfigDict) -> None:
     if bad:
         raise ValueError(f'config.eval.system.attacks: {", ".join(bad)} cannot serve; single Linf attacks on '
                          'config.eval.eps do')
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    for name, least in _LEAST.items():
+        if config.eval.system[name] < least:
+            raise ValueError(f'config.eval.system.{name} = {config.eval.system[name]} must be at least {least}')
+    if config.eval.surrogate and config.eval.surrogate_steps < 1:
+        raise ValueError(f'config.eval.surrogate_steps = {config.eval.surrogate_steps} must be at least 1')
+    rate = config.eval.system.false_alarm_rate
+    if not 0 <= rate < 1:
+        raise ValueError(f'config.eval.system.false_alarm_rate = {rate} must lie in [0, 1): 0.05 rejects 5 % of '
+                         'clean images')
+
+
+def _check_detectors(detectors: Sequence[Any]) -> None:
+    if not all(isinstance(each, Sequence) and len(each) == 2 for each in detectors):
+        raise ValueError(f'config.eval.system.detectors = {detectors} must be pairs of a name and options, e.g. '
+                         '(("gaussian", {}),)')
+    names = [name for name, _ in detectors]
+    if len(set(names)) < len(names) or NO_DETECTOR in names:
+        raise ValueError(f'config.eval.system.detectors are called {names}: each name once, none of '
+                         f'them "{NO_DETECTOR}"')
+    for name, options in detectors:
+        try:  # what the model computes is asked for when a detector is fitted, not when it is made
+            create_detector(name, forward_evidence=lambda images: {}, **dict(options))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f'config.eval.system.detectors, {name}: {error}') from error
 
 
 def _is_simple(spec: ConfigDict) -> bool:

@@ -5,7 +5,8 @@ A detector that was never attacked by somebody who knows it says nothing about s
 example for a weight gamma that balances deviation and acceptance, by bisection, and then takes on features of
 clean images, which needs no gradient of the score.
 
-Contents: `System`, `Found`, `outputs_of`, `judged`, `blind_attack`, `rejudged`, `aware_attack`, `guides_for`.
+Contents: `System`, `Found`, `outputs_of`, `judged`, `blind_attack`, `rejudged`, `aware_attack`, `guides_for`,
+`without_guides`.
 
 Example:
 
@@ -176,15 +177,17 @@ def guides_for(features: np.ndarray, labels: np.ndarray, known: Mapping[str, np.
       `[N, count, D]`; the same guide again where fewer exist.
 
     Raises:
-      ValueError: where no accepted image is predicted as another class than some label.
+      ValueError: for count < 1, or where `without_guides` finds a label.
     """
+    if count < 1:
+        raise ValueError(f'count = {count} guides must be at least 1')
     pool, classes = np.asarray(known['features'], np.float32), np.asarray(known['prediction'])
+    if lacking := without_guides(labels, classes):
+        raise ValueError(f'no accepted clean image is predicted as another class than {lacking[0]}: '
+                         'there are no features to take on')
     chosen = np.empty((len(features), count, pool.shape[1]), np.float32)
     for label in np.unique(labels):
         others = pool[classes != label]
-        if not len(others):
-            raise ValueError(f'no accepted clean image is predicted as another class than {label}: '
-                             'there are no features to take on')
         rows = np.flatnonzero(labels == label)
         wanted = np.asarray(features[rows], np.float32)
         # Expanded, so that memory grows with pairs of images and not with features too.
@@ -192,6 +195,11 @@ def guides_for(features: np.ndarray, labels: np.ndarray, known: Mapping[str, np.
         nearest = np.argsort(distance, axis=1, kind='stable')[:, :count]
         chosen[rows] = others[np.resize(nearest.T, (count, len(rows))).T]
     return chosen
+
+
+def without_guides(labels: np.ndarray, predictions: np.ndarray) -> list[int]:
+    """The labels `[N]` than which no other is among `predictions` `[M]`, of clean images that are accepted."""
+    return [int(label) for label in np.unique(labels) if not (predictions != label).any()]
 
 
 def _try(system: System, task: Task, examples: Examples, best: Found, targets: Mapping[str, np.ndarray], *,

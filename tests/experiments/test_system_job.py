@@ -1,11 +1,14 @@
 """A classifier with detectors, from data to the risk page: trained, fitted, attacked, killed and gone on with."""
+from types import SimpleNamespace as Fake
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs import acdc, oct_phantom
 from configs.base import threat
 from experiments import compare_systems, fitted_detectors, system
+from experiments.attacked_systems import _guides
 from experiments.fitted_detectors import Known, reads_labels
 from experiments.report import write_report
 from experiments.train import train_and_evaluate
@@ -145,11 +148,7 @@ def test_other_settings_are_judged_anew(judged, monkeypatch):
     monkeypatch.setattr(system.systems, 'aware_attack', lambda *a, **k: calls.append(1) or real(*a, **k))
     config = tiny()
     config.eval.system.aware_steps = 3
-
-    def nothing_to_take_on(*args, **kwargs):
-        raise ValueError('the model names one class only')
-
-    monkeypatch.setattr(system.systems, 'guides_for', nothing_to_take_on)
+    monkeypatch.setattr(system.systems, 'without_guides', lambda labels, predictions: [0])  # names one class only
     config.eval.system.detectors = (('gaussian', {'grouping': 'none', 'shrinkage': .1}),)
     again = system.judge_systems(config, workdir)
     assert len(calls) == 2, 'the model alone, and its one detector'
@@ -241,3 +240,43 @@ def test_what_cannot_be_judged_is_refused(judged, tmp_path):
     train_and_evaluate(dense, tmp_path, progress=False)
     with pytest.raises(ValueError, match="on classification, not on 'segmentation'"):
         system.judge_systems(dense, tmp_path)
+
+
+@pytest.mark.parametrize(('field', 'value', 'message'), [
+    ('false_alarm_rate', 5., r'system\.false_alarm_rate = 5\.0 must lie in \[0, 1\)'),
+    ('false_alarm_rate', float('nan'), r'system\.false_alarm_rate = nan must lie'),
+    ('aware_rounds', 0, r'config\.eval\.system\.aware_rounds = 0 must be at least 1'),
+    ('aware_steps', 0, r'config\.eval\.system\.aware_steps = 0 must be at least 1'),
+    ('num_guides', -1, r'config\.eval\.system\.num_guides = -1 must be at least 0'),
+    ('max_fit', 0, r'config\.eval\.system\.max_fit = 0 must be at least 1'),
+    ('detectors', (('gausian', {}),), r"system\.detectors, gausian: unknown .* did you mean 'gaussian'"),
+    ('detectors', (('gaussian', {'shrinkge': 1}),), r"system\.detectors, gaussian: .* did you mean 'shrinkage'"),
+    ('detectors', (('gaussian', {'shrinkage': 'x'}),), r'config\.eval\.system\.detectors, gaussian: '),
+    ('detectors', ('gaussian', {}), r'system\.detectors = .* must be pairs of a name and options')])
+def test_settings_out_of_range_are_refused_before_training(field, value, message):
+    config = tiny()
+    with config.ignore_type():
+        config.eval.system[field] = value
+    with pytest.raises(ValueError, match=message):
+        system.check_system(config)
+
+
+def test_every_detector_is_made_without_a_model():
+    config = tiny()
+    config.eval.system.detectors = oct_phantom.get_config('natural').eval.system.detectors
+    assert len(config.eval.system.detectors) == 8
+    system.check_system(config)
+
+
+def test_only_a_model_of_one_class_goes_without_guides():
+    """Any other failure would weaken the aware attack without a word."""
+    logits = np.eye(2)[[0, 0, 1]]
+    seen = {'features': np.arange(6.).reshape(3, 2), 'logits': logits}
+    bench = Fake(config=tiny(), examples=Fake(targets=np.array([0, 1])))
+    guides = _guides(bench, None, np.zeros((2, 2)), Fake(seen_images=Fake(evidence=seen)))
+    assert guides.shape == (2, 1, 2)
+    one_class = {**seen, 'logits': np.eye(2)[[0, 0, 0]]}
+    assert _guides(bench, None, np.zeros((2, 2)), Fake(seen_images=Fake(evidence=one_class))) is None
+    bench.config.eval.system.num_guides = -1
+    with pytest.raises(ValueError, match='count = -1 guides'):
+        _guides(bench, None, np.zeros((2, 2)), Fake(seen_images=Fake(evidence=seen)))
