@@ -98,7 +98,7 @@ def judge_systems(config: ConfigDict, workdir: str | Path, *, data_dir: str | No
         save_outcomes(bench.workdir, name, SystemOutcomes(
             label, np.asarray([point.eps for point in found[AWARE]]), bench.examples.index, bench.examples.groups,
             _worst(curves, list(curves)), settings))
-        update_rows(bench.workdir / ROWS, rows)
+        update_rows(bench.workdir / ROWS, rows, keep_fn=lambda row, new=rows[0]: not _is_outdated(row, new))
         if progress:
             worst = [row for row in rows if (row.attack, row.metric) == (WORST, 'risk_system')]
             logging.info('%s: risk %s', label, ', '.join(f'{row.value:.3f} at {row.eps:.4f}' for row in worst))
@@ -185,6 +185,11 @@ def _is_judged(bench: Bench, name: str, label: str, settings: dict[str, Any]) ->
     found = {row.eps for row in rows if (row.defense, row.attack) == (label, WORST)
              and row.provenance.get('settings') == settings}
     return set(map(float, bench.config.eval.eps)) <= found
+
+
+def _is_outdated(row: Row, new: Row) -> bool:
+    """Whether a row is of the new one's system under other settings: its attack may be in no worst case now."""
+    return row.subject == new.subject and row.provenance.get('settings') != new.provenance['settings']
 
 
 def _known(bench: Bench, data: TrainingData, data_dir: str | None) -> Known:

@@ -16,7 +16,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +73,15 @@ class Row:
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
+    def subject(self) -> tuple[Any, ...]:
+        """What was measured, and on which images: rows of one subject differ in the attack and the metric."""
+        return (self.dataset, self.split, self.model, self.defense, self.seed,
+                self.provenance.get('checkpoint_fingerprint'))
+
+    @property
     def key(self) -> tuple[Any, ...]:
         """What identifies the measurement: a later row with the same key replaces this one."""
-        return (self.dataset, self.split, self.model, self.defense, self.seed,
-                self.provenance.get('checkpoint_fingerprint'), self.attack, self.norm, self.eps,
-                self.metric)
+        return (*self.subject, self.attack, self.norm, self.eps, self.metric)
 
 
 _NUMBERS = ('eps', 'value', 'low', 'high', 'forward_passes', 'backward_passes')
@@ -171,12 +175,14 @@ def merge_rows(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
     return list(merged.values())
 
 
-def update_rows(path: str | Path, rows: Iterable[Row]) -> list[Row]:
+def update_rows(path: str | Path, rows: Iterable[Row], *, keep_fn: Callable[[Row], bool] | None = None
+                ) -> list[Row]:
     """Merges rows into a file, replacing it as a whole: it holds the old rows or all of the new.
 
     Args:
       path: the file; made where missing.
       rows: what was measured since.
+      keep_fn: which of the file's rows stay, if no new one replaces them; None keeps all.
 
     Returns:
       All rows of the file.
@@ -185,7 +191,8 @@ def update_rows(path: str | Path, rows: Iterable[Row]) -> list[Row]:
       OSError: the disk is full or read-only; names the path, and leaves the file as it was.
       ValueError: the file holds a line that is no row.
     """
-    merged = merge_rows(read_rows(path) if Path(path).exists() else [], rows)
+    old = read_rows(path) if Path(path).exists() else []
+    merged = merge_rows(old if keep_fn is None else filter(keep_fn, old), rows)
     with naming(path, 'write results'), replacing(path) as partial:
         partial.write_bytes(b''.join(map(_encode, merged)))
     return merged

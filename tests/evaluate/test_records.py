@@ -123,6 +123,14 @@ def test_a_full_disk_takes_back_the_half_line_and_names_the_file(path, monkeypat
     assert path.read_bytes() == before
 
 
+def test_update_drops_what_is_not_kept(path):
+    for each in (row(), row(eps=0.1), row(attack='fgsm')):
+        records.append_row(path, each)
+    merged = records.update_rows(path, [row(value=0.3)], keep_fn=lambda each: each.attack == 'fgsm')
+    assert [(each.attack, each.value) for each in merged] == [('fgsm', 0.5), ('pgd', 0.3)]
+    assert records.read_rows(path) == merged
+
+
 def test_a_failing_update_leaves_the_file_and_no_litter(path, monkeypatch):
     records.append_row(path, row())
     before = path.read_bytes()

@@ -147,15 +147,22 @@ def test_other_settings_are_judged_anew(judged, monkeypatch):
     real = system.systems.aware_attack
     monkeypatch.setattr(system.systems, 'aware_attack', lambda *a, **k: calls.append(1) or real(*a, **k))
     config = tiny()
-    config.eval.system.aware_steps = 3
+    config.eval.system.update({'aware_steps': 3, 'attacks': ('fgsm',)})
+    config.eval.attacks.fgsm = threat('fgsm')
     monkeypatch.setattr(system.systems, 'without_guides', lambda labels, predictions: [0])  # names one class only
     config.eval.system.detectors = (('gaussian', {'grouping': 'none', 'shrinkage': .1}),)
     again = system.judge_systems(config, workdir)
     assert len(calls) == 2, 'the model alone, and its one detector'
     changed = {row.defense for row in again if row.provenance['settings']['system']['aware_steps'] == 3}
     assert changed == {'natural', 'natural+gaussian'}
+    for name in changed:
+        assert {row.attack for row in again if row.defense == name} == {
+            'clean', 'fgsm', 'worst_unaware', 'aware', 'worst_case'}, 'what is in no worst case now is not shown'
+    assert {row.attack for row in again if row.defense == 'natural+lid'} == {
+        row.attack for row in rows if row.defense == 'natural+lid'}, 'other systems stay as they were'
     assert {guides_of(rows, name) for name in changed} == {1}
     assert {guides_of(again, name) for name in changed} == {0}, 'rows say what was done, not what was asked for'
+    (workdir / system.ROWS).unlink()
     system.update_rows(workdir / system.ROWS, rows)
 
 
