@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from medrobust_jax.report.elements import image
 from medrobust_jax.report.figures import curve_figure, to_svg
+from medrobust_jax.report.met_attacks import unequal_attacks
 from medrobust_jax.report.summary import (
     CLEAN,
     WORST_PER_IMAGE,
@@ -42,6 +43,7 @@ _WHAT_RISK_IS = (
     'detector.')
 _CAPTION = ('risk as the attack may change the image more, with each detector and with none: under the worst '
             'attack per image, and under the worst of those who do not know the detector.')
+_SEE_BELOW = ' Not all systems met the same attacks: see below the tables.'
 _TITLES = {UNAWARE: 'worst without knowing the detector'}
 _SIGN = '+'  # a system is called 'defense+detector'
 
@@ -68,9 +70,10 @@ def risk_section(rows: Sequence[ResultRow]) -> str:
     rows, parts = list(rows), []
     for panel in risk_panels(rows):
         named = named_systems(rows)
+        caption = _CAPTION + (_SEE_BELOW if unequal_attacks(rows, panel) else '')
         sentences = ''.join(f'<li>{escape(each)}</li>' for each in risk_sentences(panel, named))
         parts.append(f'<p>{escape(_WHAT_RISK_IS)}</p>' + (f'<ul>{sentences}</ul>' if sentences else ''))
-        parts += [image(to_svg(figure), 'svg+xml', f'{panel.dataset}, {base}: {_CAPTION}')
+        parts += [image(to_svg(figure), 'svg+xml', f'{panel.dataset}, {base}: {caption}')
                   for base, figure in risk_figures(panel, named)]
         parts += map(to_html, _tables(rows, panel))
     return ''.join(parts)
@@ -82,8 +85,9 @@ def risk_tables(rows: Sequence[ResultRow]) -> list[Table]:
 
 
 def _tables(rows: Sequence[ResultRow], panel: Panel) -> list[Table]:
-    found = detection_table(rows, panel)
-    return [cost_table(rows, panel), robustness_table(panel), *([found] if found else [])]
+    found, remarks = detection_table(rows, panel), unequal_attacks(rows, panel)
+    risks = [table._replace(remarks=remarks) for table in (cost_table(rows, panel), robustness_table(panel))]
+    return [*risks, *([found] if found else [])]
 
 
 def risk_panels(rows: Iterable[ResultRow]) -> list[Panel]:

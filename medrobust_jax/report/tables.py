@@ -46,6 +46,7 @@ class Table(NamedTuple):
       lines: rows of cells, as many as columns; an empty first cell repeats the one above.
       footnotes: what the numbers in the last column stand for, from 1.
       emphasized: which lines to stress.
+      remarks: what to know of the table as a whole, below it.
     """
 
     caption: str
@@ -53,6 +54,7 @@ class Table(NamedTuple):
     lines: list[list[str]]
     footnotes: list[str]
     emphasized: frozenset[int] = frozenset()
+    remarks: tuple[str, ...] = ()
 
 
 def cell_text(summary: Summary | None, *, percent: bool, compact: bool = False) -> str:
@@ -172,7 +174,7 @@ def to_text(table: Table) -> str:
     body = [draw(line) for line in table.lines]
     rule = '-' * max(map(len, [draw(table.columns), *body]))
     footnotes = [f'[{number}] {text}' for number, text in enumerate(table.footnotes, 1)]
-    return '\n'.join([table.caption, draw(table.columns), rule, *body, *footnotes]) + '\n'
+    return '\n'.join([table.caption, draw(table.columns), rule, *body, *footnotes, *table.remarks]) + '\n'
 
 
 def to_markdown(table: Table) -> str:
@@ -184,7 +186,8 @@ def to_markdown(table: Table) -> str:
              for i, line in enumerate(table.lines)]
     footnotes = [f'{number}. {text}' for number, text in enumerate(table.footnotes, 1)]
     parts = [table.caption, '', draw(table.columns), draw(['---'] * len(table.columns)),
-             *map(draw, lines), *([''] if footnotes else []), *footnotes]
+             *map(draw, lines), *([''] if footnotes else []), *footnotes,
+             *(line for remark in table.remarks for line in ('', remark))]
     return '\n'.join(parts) + '\n'
 
 
@@ -199,8 +202,9 @@ def to_html(table: Table) -> str:
         body.append(f'<tr class="{kind}">{cells}</tr>')
     notes = ''.join(f'<li>{escape(text)}</li>' for text in table.footnotes)
     footnotes = f'<ol class="footnotes">{notes}</ol>' if notes else ''
+    remarks = ''.join(f'<p class="footnotes">{escape(text)}</p>' for text in table.remarks)
     return (f'<div class="table"><table><caption>{escape(table.caption)}</caption><thead><tr>{heads}</tr>'
-            f'</thead><tbody>{"".join(body)}</tbody></table>{footnotes}</div>')
+            f'</thead><tbody>{"".join(body)}</tbody></table>{footnotes}{remarks}</div>')
 
 
 class _Notes:
