@@ -179,12 +179,14 @@ def initial_variables(config: ConfigDict, module: Any, image_shape: tuple[int, .
 
     Raises:
       FileNotFoundError: where that run has no checkpoint.
-      ValueError: where its weights do not fit the model.
+      ValueError: where its weights do not fit the model, or this run has few labels and that one saw others.
     """
     drawn = init_variables(module, init_key(config.seed), image_shape)
     if not config.train.init_from:
         return drawn
-    params, model_state, _ = load_for_evaluation(config.train.init_from, 'best')
+    params, model_state, metadata = load_for_evaluation(config.train.init_from, 'best')
+    if config.data.get('labeled_fraction', 1.0) < 1:
+        check_same_labels(config, metadata['config'], field='config.train.init_from', value=config.train.init_from)
     found = (params, model_state)
     ours, theirs = (jax.tree.map(jnp.shape, tree) for tree in (drawn, found))
     if ours != theirs:
@@ -227,17 +229,28 @@ def build_helper(config: ConfigDict, task: Task) -> Any:
         raise ValueError('config.defense.helper is empty: name the workdir of a natural run on the same data, '
                          'e.g. --config.defense.helper=runs/natural')
     helper, metadata = trained_model(config.defense.helper, task)
-    theirs, share = metadata['config'], metadata['config']['data'].get('labeled_fraction', 1.0)
-    ours = config.data.get('labeled_fraction', 1.0)
-    place = f'config.defense.helper = {config.defense.helper}'
+    check_same_labels(config, metadata['config'], field='config.defense.helper', value=config.defense.helper)
+    return helper
+
+
+def check_same_labels(config: ConfigDict, theirs: Mapping[str, Any], *, field: str, value: str) -> None:
+    """Raises ValueError unless another run learned from the very images and labels that this one may learn from.
+
+    Args:
+      config: this run's.
+      theirs: the other's, plain.
+      field: that names the other run, for the message.
+      value: of the field.
+    """
+    share, ours = theirs['data'].get('labeled_fraction', 1.0), config.data.get('labeled_fraction', 1.0)
+    place = f'{field} = {value}'
     if (theirs['data']['name'], theirs['data']['train_split']) != (config.data.name, config.data.train_split):
         raise ValueError(f"{place} was trained on {theirs['data']['name']}, {theirs['data']['train_split']}: "
                          f'choose a run on {config.data.name}, {config.data.train_split}')
     if share != ours or (ours < 1 and theirs['seed'] != config.seed):
         raise ValueError(f"{place} saw {share:g} of the labels with seed {theirs['seed']}, this run has {ours:g} "
-                         f'with seed {config.seed}: labels would leak; train a helper with '
+                         f'with seed {config.seed}: labels would leak; name a run with '
                          f'--config.data.labeled_fraction={ours:g} --config.seed={config.seed}')
-    return helper
 
 
 def trained_model(workdir: str, task: Task) -> tuple[Callable[[jax.Array], Any], Mapping[str, Any]]:

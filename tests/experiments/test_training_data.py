@@ -154,3 +154,46 @@ def test_only_rows_that_keep_their_targets_are_checked():
     check_training_targets(unseen, task)
     with pytest.raises(ValueError, match=r'mine/train, among its 2 rows with labels: points: row 1'):
         check_training_targets(unseen._replace(labeled=Subset(source, [0, 5])), task)
+
+
+@pytest.mark.parametrize('given', ['init_from', 'helper'])
+def test_another_run_brings_no_more_labels_than_this_one_has(given, monkeypatch):
+    """Neither by its weights nor by what it says of unlabeled images."""
+    config = config_of('rst', .2)
+    task = build.build_task(config, build.load_split(config, 'val', None).info)
+    module = build.build_model(config, task)
+    weights = build.initial_variables(config, module, (16, 16, 1))
+    other = config_of('natural', .2)
+    monkeypatch.setattr(build, 'load_for_evaluation',
+                        lambda *args: (*weights, {'config': build.training_config(other)}))
+    if given == 'init_from':
+        config.train.init_from = 'runs/natural'
+    else:
+        config.defense.helper = 'runs/natural'
+
+    def take():
+        return (build.initial_variables(config, module, (16, 16, 1)) if given == 'init_from'
+                else build.build_helper(config, task))
+
+    take()
+    other = config_of('natural')
+    with pytest.raises(ValueError, match=rf'{given} = runs/natural saw 1 of the labels .*: labels would leak'):
+        take()
+    other = config_of('natural', .2)
+    other.seed = 1
+    with pytest.raises(ValueError, match=r'with seed 1, this run has 0\.2 with seed 0: labels would leak'):
+        take()
+    other = config_of('natural', .2)
+    other.data.train_split = 'val'
+    with pytest.raises(ValueError, match='was trained on oct_phantom, val: choose a run on oct_phantom, train'):
+        take()
+
+
+def test_all_labels_may_start_from_any_run(monkeypatch):
+    config, other = config_of('ssat', EVERY_LABEL), config_of('natural', .2)
+    module = build.build_model(config, build.build_task(config, build.load_split(config, 'val', None).info))
+    weights = build.initial_variables(config, module, (16, 16, 1))
+    monkeypatch.setattr(build, 'load_for_evaluation',
+                        lambda *args: (*weights, {'config': build.training_config(other)}))
+    config.train.init_from = 'runs/natural'
+    assert build.initial_variables(config, module, (16, 16, 1)) == weights
