@@ -169,10 +169,12 @@ def _table(rows: Sequence[Row]) -> Table:
         lines.append([*line, *([p] if with_p else [])])
     who = f' on {row["model"]}' if 'model' in row else ''
     patients = f' of {row["patients"]} patients' if row['patients'] else ''
+    kinds = 'bootstrap' + (" or, where these have no width, Newcombe's" if any(
+        each['interval'].startswith('newcombe') for each in rows) else '')
     unit, seeds = 'patients' if patients else 'images', ', '.join(map(str, row['seeds']))
     caption = (f'{row["dataset"]} {row["split"]}: {row["first"]} against {row["second"]}{who}, paired over '
                f'{row["n"]} images{patients}, seeds {seeds}. Differences are the first minus the second with 95 % '
-               f'bootstrap intervals over {unit}; **yes** and **no** where the whole interval is on one side of '
+               f'{kinds} intervals over {unit}; **yes** and **no** where the whole interval is on one side of '
                f'zero, the claim being that the first is {verb}.')
     return Table(caption, ['attack', 'eps', 'measure', row['first'], row['second'], 'difference', f'first {verb}',
                            *(['McNemar p'] if with_p else [])], lines, [])

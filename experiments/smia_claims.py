@@ -18,8 +18,8 @@ Claim 3: the divergence to the final prediction falls at a larger share of steps
 image: the share of steps t with D(f(x_K), f(x_{t+1})) <= D(f(x_K), f(x_t)); paired against a2 = 0.
 
 D is the task's divergence. Every row has the interval of a paired bootstrap over patients (images
-where there are none); 'supported' is True where the whole interval lies on the claim's side, False
-where it lies on the other, else None.
+where there are none), or of Newcombe where verdicts leave that without a width; 'supported' is True
+where the whole interval lies on the claim's side, False where it lies on the other, else None.
 """
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -207,7 +207,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
     lines = [[str(claim), measure.replace('_', ' '), other.replace('smia_a2_0', 'a2 = 0'),
               *(cells.get((claim, measure, other, column), '') for column in columns)]
              for claim, measure, other in dict.fromkeys(key[:3] for key in cells)]
-    caption = ('SMIA (a2 = 1, KL) minus the other, with 95 % paired bootstrap intervals; **yes** and **no** where '
+    caption = ('SMIA (a2 = 1, KL) minus the other, with paired 95 % intervals; **yes** and **no** where '
                'the whole interval is on the claim\'s side of zero, or on the other.')
     return Table(caption, ['claim', 'measure', 'against', *columns], lines, [])
 

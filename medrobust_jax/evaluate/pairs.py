@@ -15,7 +15,8 @@ import numpy as np
 from absl import logging
 
 from medrobust_jax.evaluate.verdicts import Verdicts
-from medrobust_jax.metrics.intervals import Estimate, mcnemar, paired_bootstrap, weighted_mean
+from medrobust_jax.metrics import intervals
+from medrobust_jax.metrics.intervals import Estimate, mcnemar
 
 PARTS = ('box', 'objectness', 'class')  # of a detector's quality, the only one with several columns
 # What may differ between two models that are compared; everything else must not.
@@ -129,7 +130,7 @@ def is_supported(difference: Estimate, *, lower_is_claimed: bool) -> bool | None
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray, groups: np.ndarray | None) -> Estimate:
-    """The mean of `first - second`, `[N]` each, with its bootstrap interval over patients or images."""
+    """The mean of `first - second`, `[N]` each, with its interval, see `metrics.intervals.paired_difference`."""
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         return Estimate(np.nan, np.nan, np.nan, len(first), 'undefined (an output is not finite)')
-    return paired_bootstrap(weighted_mean, (second,), (first,), groups=groups, weighted=True)
+    return intervals.paired_difference(second, first, groups)

@@ -123,6 +123,7 @@ def compared(claimed: SystemOutcomes, other: SystemOutcomes) -> Iterator[dict[st
         yield plain({
             'claim': 'first has the lower risk', 'first': claimed.label, 'second': other.label, 'eps': eps,
             'first_value': ours.reached.mean(), 'second_value': theirs.reached.mean(),
-            'difference': difference.value, 'low': difference.low, 'high': difference.high, 'n': len(ours.reached),
+            'difference': difference.value, 'low': difference.low, 'high': difference.high,
+            'interval': difference.method, 'n': len(ours.reached),
             'supported': is_supported(difference, lower_is_claimed=True),
             'settings': claimed.settings, 'second_settings': other.settings})

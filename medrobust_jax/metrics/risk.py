@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medrobust_jax.metrics.intervals import Estimate, mean_of, paired_bootstrap, proportion, weighted_mean
+from medrobust_jax.metrics.intervals import NO_WIDTH, Estimate, mean_of, paired_difference, proportion
 
 REFERRAL_COSTS = (0.1, 0.5, 1.0)  # weights of a needless referral that are reported besides 0
 
@@ -88,17 +88,21 @@ def risk_estimates(found: Outcomes, rejected_clean: ArrayLike, groups: ArrayLike
     estimates = {'risk_classifier': proportion(found.wrong, groups),
                  'risk_system': proportion(found.reached, groups)}
     for cost in costs:
-        per_example = found.reached + cost * rejected
-        estimate = mean_of(per_example, groups)
-        if np.ptp(per_example) == 0 and not rejected.any():
-            # Where all examples agree a bootstrap would claim certainty.
-            estimate = estimates['risk_system']
+        estimate = mean_of(found.reached + cost * rejected, groups)
+        if not estimate.high - estimate.low > NO_WIDTH:
+            estimate = _sum_of(estimates['risk_system'], cost, proportion(rejected, groups))
         estimates[f'risk_cost_{cost:g}'] = estimate
     return estimates
 
 
+def _sum_of(risk: Estimate, cost: float, rejected: Estimate) -> Estimate:
+    """Risk and priced referrals with the sums of their ends, where a bootstrap would claim certainty."""
+    value, low, high = (one + cost * other for one, other in zip(risk[:3], rejected[:3], strict=True))
+    method = ' and '.join(dict.fromkeys(each.method.partition(' ')[0] for each in (risk, rejected)))
+    return Estimate(value, low, high, risk.n, f'{method} (ends of the risk and of the referrals added)')
+
+
 def risk_difference(reached_a: ArrayLike, reached_b: ArrayLike, groups: ArrayLike | None = None) -> Estimate:
     """R_sys of system b minus that of a on the same examples, with its paired 95 % interval."""
-    a, b = (np.asarray(each, float) for each in (reached_a, reached_b))
-    return paired_bootstrap(weighted_mean, (a,), (b,), groups=groups, weighted=True)
+    return paired_difference(reached_a, reached_b, groups)
 

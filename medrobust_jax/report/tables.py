@@ -33,6 +33,7 @@ from medrobust_jax.report.summary import (
 
 MISSING = '–'  # noqa: RUF001 - an en dash, the printers' sign for "no value"
 _INTERVALS = {'wilson': 'Wilson', 'wilson-patients': 'Wilson over patients',
+              'newcombe': 'Newcombe', 'newcombe-patients': 'Newcombe over patients',
               'bootstrap': 'bootstrap', 'bootstrap-patients': 'bootstrap over patients'}
 NORM_NAMES = {'linf': 'L-infinity', 'l2': 'L2', 'l1': 'L1'}
 

@@ -7,7 +7,9 @@ from medrobust_jax.metrics.classification import auroc
 from medrobust_jax.metrics.intervals import (
     bootstrap,
     mcnemar,
+    newcombe,
     paired_bootstrap,
+    paired_difference,
     proportion,
     wilson,
 )
@@ -194,3 +196,71 @@ def test_pairing_cancels_what_is_hard_for_both():
 def test_paired_bootstrap_refuses_different_examples():
     with pytest.raises(ValueError, match='same examples'):
         paired_bootstrap(mean, (np.zeros(3),), (np.zeros(4),))
+
+
+def pairs(both, only_first, only_second, neither):
+    counts = [both, only_first, only_second, neither]
+    return np.repeat([1, 1, 0, 0], counts), np.repeat([1, 0, 1, 0], counts)
+
+
+@pytest.mark.parametrize(('counts', 'expected'), [
+    # Fagerland, Lydersen, Laake, Statistical Analysis of Contingency Tables, chapter 8: Bentur 2009 and Cavo 2012.
+    ((1, 1, 7, 12), (-.2857, -.5069, -.0256)),
+    ((59, 6, 16, 80), (-.0621, -.1186, -.0046))])
+def test_newcombe_equals_published_intervals(counts, expected):
+    first, second = pairs(*counts)
+    estimate = newcombe(second, first)
+    np.testing.assert_allclose(estimate[:3], expected, atol=6e-5)
+    assert estimate.method == 'newcombe'
+    mirrored = newcombe(first, second)
+    np.testing.assert_allclose([-mirrored.high, -mirrored.low], estimate[1:3])
+
+
+def test_newcombe_has_a_width_where_verdicts_never_or_always_differ():
+    """Without a correlation the squared distances to the ends of the Wilson intervals add."""
+    for counts in ((20, 0, 0, 0), (0, 0, 0, 20), (7, 0, 0, 13), (0, 20, 0, 0), (0, 0, 20, 0)):
+        estimate = newcombe(*pairs(*counts))
+        assert -1 <= estimate.low <= estimate.value <= estimate.high <= 1
+        assert estimate.high - estimate.low > .05
+    end = wilson(0, 20).high
+    assert newcombe(*pairs(20, 0, 0, 0))[:3] == (0, pytest.approx(-end), pytest.approx(end))
+    assert newcombe(np.zeros(20), np.ones(20))[:3] == (1, pytest.approx(1 - np.sqrt(2) * end), 1)
+
+
+def test_newcombe_counts_patients():
+    same = np.repeat([True, False], [21, 39])
+    of_patients = newcombe(same, same, np.arange(60) // 3)
+    assert of_patients[:3] == pytest.approx(newcombe(*pairs(7, 0, 0, 13))[:3])
+    assert (of_patients.n, of_patients.method) == (60, 'newcombe-patients')
+
+
+def test_newcombe_covers():
+    """At the smallest sets of this kind, and with few discordant pairs."""
+    rng, inside = np.random.default_rng(7), 0
+    for _ in range(400):
+        counts = rng.multinomial(30, (.7, .06, .04, .2))
+        estimate = newcombe(*pairs(*counts))
+        inside += estimate.low <= -.02 <= estimate.high
+    assert inside >= 370
+
+
+def test_a_difference_of_verdicts_is_never_certain():
+    same = np.arange(50) % 3 > 0
+    assert paired_difference(same, same) == newcombe(same, same)
+    assert paired_difference(np.ones(20), np.zeros(20)).high > -1
+    other = np.arange(50) % 2 > 0
+    assert paired_difference(same, other).method == 'bootstrap'
+    quality = np.linspace(0, 1, 50)
+    assert paired_difference(quality, quality)[1:] == (0, 0, 50, 'bootstrap'), 'no verdicts'
+    patients = np.arange(50) // 2
+    assert paired_difference(same, same, patients).method == 'newcombe-patients'
+    assert np.isnan(paired_difference([True], [False]).low)
+
+
+def test_newcombe_refuses():
+    with pytest.raises(ValueError, match='paired verdicts'):
+        newcombe([True], [True, False])
+    with pytest.raises(ValueError, match='paired verdicts'):
+        newcombe([.5], [1])
+    with pytest.raises(ValueError, match='at least one'):
+        newcombe([], [])

@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 
+from medrobust_jax.metrics.intervals import wilson
 from medrobust_jax.metrics.risk import (
     Outcomes,
     nested_outcomes,
@@ -28,8 +29,16 @@ def test_by_hand():
 
 def test_no_certainty_where_all_examples_agree():
     everybody = risk_estimates(Outcomes(*np.ones((2, 20), bool)), np.zeros(20, bool))
-    assert everybody['risk_cost_0.1'] == everybody['risk_system']
-    assert everybody['risk_cost_0.1'].low < 1
+    cost, risk, none = everybody['risk_cost_0.1'], everybody['risk_system'], wilson(0, 20)
+    assert (cost.value, cost.low, cost.high) == (1, risk.low, pytest.approx(1 + .1 * none.high))
+    nobody = risk_estimates(Outcomes(*np.zeros((2, 20), bool)), np.ones(20, bool))['risk_cost_0.5']
+    assert (nobody.value, nobody.low, nobody.high) == (.5, pytest.approx(.5 * (1 - none.high)),
+                                                       pytest.approx(none.high + .5))
+    assert nobody.method.startswith('wilson (')
+    alike = np.tile([True, False], 10)  # of every patient one image of two
+    patients = risk_estimates(Outcomes(alike, alike), ~alike, np.arange(20) // 2, costs=(1.,))['risk_cost_1']
+    assert patients.value == 1
+    assert 'added' in patients.method
 
 
 def test_a_detector_that_accepts_all_changes_nothing_and_one_that_rejects_all_leaves_no_risk():
@@ -79,7 +88,10 @@ def test_differences_are_paired():
     assert difference.value == pytest.approx(-.2)
     assert difference.high < 0
     same = risk_difference(reached, reached)
-    assert (same.low, same.high) == (0, 0)
+    assert same.low < same.value == 0 < same.high
+    turned = risk_difference(np.ones(20, bool), np.zeros(20, bool))
+    assert (turned.value, turned.low, turned.method) == (-1, -1, 'newcombe')
+    assert -1 < turned.high < 0
 
 
 @pytest.mark.parametrize(('call', 'message'), [
