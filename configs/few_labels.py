@@ -21,7 +21,9 @@ from medrobust_jax.core.checks import did_you_mean
 def get_config(run: str = 'pneumoniamnist/natural') -> ConfigDict:
     """`run` is a config of this folder, a slash, and one of configs.defenses.DEFENSES."""
     name, _, defense = run.partition('/')
-    known = sorted({path.stem for path in Path(__file__).parent.glob('*.py')} - {'few_labels', '__init__'})
+    files = sorted({path.stem for path in Path(__file__).parent.glob('*.py')} - {'few_labels', '__init__'})
+    modules = {stem: importlib.import_module(f'configs.{stem}') for stem in files}
+    known = {stem: module for stem, module in modules.items() if hasattr(module, 'get_config')}  # others are parts
     if name not in known:
         did_you_mean(name, known, 'config before the slash of --config')
-    return with_few_labels(importlib.import_module(f'configs.{name}').get_config(defense or 'natural'), 1.0)
+    return with_few_labels(known[name].get_config(defense or 'natural'), 1.0)

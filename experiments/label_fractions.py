@@ -15,6 +15,7 @@ import importlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -24,6 +25,8 @@ from configs.defenses import ONE_STEP, with_few_labels
 from experiments.defenses import needs_helper
 from experiments.evaluate import evaluate, is_evaluated
 from experiments.train import train_and_evaluate
+from medrobust_jax.core.checks import check_eps
+from medrobust_jax.data.few_labels import check_fraction
 from medrobust_jax.evaluate.records import Row, read_rows
 from medrobust_jax.report.summary import eps_text, summary_of
 from medrobust_jax.report.tables import Table, cell_text, to_markdown, to_text
@@ -78,7 +81,20 @@ def run_all(recipe: str, defenses: Sequence[str], fractions: Sequence[float], se
             workdir: str | Path, *, eps: tuple[float, float] | None = None, epochs: float | None = None,
             from_natural: bool = False, eval_eps: Sequence[float] | None = None,
             max_examples: int | None = None, data_dir: str | None = None) -> list[Row]:
-    """Trains and attacks every combination; returns all rows."""
+    """Trains and attacks every combination; returns all rows.
+
+    Raises:
+      ValueError: before any training, for shares outside (0, 1], radii that cannot be or are out of order, or
+        from_natural without natural runs.
+    """
+    for fraction in fractions:
+        check_fraction(fraction, field='--fractions')
+    if eps is not None:
+        check_eps(eps, field='--eps')
+        if eps[0] > eps[1]:
+            raise ValueError(f'--eps={eps[0]:g},{eps[1]:g} must be low,high')
+    if eval_eps is not None:
+        check_eps(tuple(eval_eps), field='--eval_eps')
     if from_natural and 'natural' not in defenses[:1]:
         raise ValueError(f"defenses that start from natural runs need 'natural' before them, not {list(defenses)}")
     rows: list[Row] = []
@@ -135,6 +151,28 @@ def name_and_share(name: str) -> tuple[str, float]:
     return defense, float(share.removesuffix(' % of labels')) / 100 if share else 1.0
 
 
+def numbers_of(texts: Sequence[str], flag: str, *, count: int | None = None, kind: type = float) -> list[Any]:
+    """A flag's comma-separated values as numbers.
+
+    Args:
+      texts: the values.
+      flag: its name, for the message.
+      count: how many there must be; None for at least one.
+      kind: float or int.
+
+    Raises:
+      ValueError: for another count, or what is no number.
+    """
+    try:
+        numbers = [kind(text) for text in texts]
+    except ValueError:
+        numbers = []
+    if len(numbers) != (count or max(1, len(texts))):
+        raise ValueError(f'--{flag}={",".join(texts)} must be {count or "one or more"} '
+                         f'{"whole " if kind is int else ""}numbers, separated by commas')
+    return numbers
+
+
 if __name__ == '__main__':
     from absl import app, flags
 
@@ -161,12 +199,14 @@ if __name__ == '__main__':
         logging.set_verbosity(logging.INFO)
 
         def work() -> None:
-            fractions = [float(each) for each in chosen.fractions]
-            eps = None if chosen.eps is None else (float(chosen.eps[0]), float(chosen.eps[1]))
-            eval_eps = None if chosen.eval_eps is None else list(map(float, chosen.eval_eps))
-            rows = run_all(chosen.recipe, chosen.defenses, fractions, list(map(int, chosen.seeds)), chosen.workdir,
-                           eps=eps, epochs=chosen.epochs, from_natural=chosen.from_natural, eval_eps=eval_eps,
-                           max_examples=chosen.max_examples, data_dir=chosen.data_dir)
+            fractions = numbers_of(chosen.fractions, 'fractions')
+            seeds = numbers_of(chosen.seeds, 'seeds', kind=int)
+            low_high = None if chosen.eps is None else numbers_of(chosen.eps, 'eps', count=2)
+            eval_eps = None if chosen.eval_eps is None else numbers_of(chosen.eval_eps, 'eval_eps')
+            rows = run_all(chosen.recipe, chosen.defenses, fractions, seeds, chosen.workdir,
+                           eps=None if low_high is None else (low_high[0], low_high[1]), epochs=chosen.epochs,
+                           from_natural=chosen.from_natural, eval_eps=eval_eps, max_examples=chosen.max_examples,
+                           data_dir=chosen.data_dir)
             tables = [table for metric in ('robust_accuracy', 'balanced_accuracy')
                       for table in fraction_tables(rows, fractions, metric=metric)]
             if chosen.tables:

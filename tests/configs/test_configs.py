@@ -169,3 +169,6 @@ def test_any_config_with_few_labels(parts, defense):
         assert plain[part].to_dict() == config[part].to_dict()
     with pytest.raises(ValueError, match="did you mean 'oct_phantom'"):
         few_labels.get_config('oct_phantm/ssat')
+    for part in PARTS:
+        with pytest.raises(ValueError, match=f"unknown config before the slash of --config '{part}'"):
+            few_labels.get_config(f'{part}/natural')

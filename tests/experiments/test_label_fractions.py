@@ -67,3 +67,25 @@ def test_every_combination_is_run_once(tmp_path, monkeypatch):
 def test_shares_are_read_from_names():
     assert label_fractions.name_and_share('ssat, 5 % of labels') == ('ssat', .05)
     assert label_fractions.name_and_share('natural') == ('natural', 1.)
+
+
+def test_numbers_on_the_command_line_are_refused_in_one_line(tmp_path):
+    assert label_fractions.numbers_of(['0.01', '.03'], 'eps', count=2) == [.01, .03]
+    assert label_fractions.numbers_of(['0', '2'], 'seeds', kind=int) == [0, 2]
+    for texts, options, message in (
+            (['0.03'], {'count': 2}, r'--x=0\.03 must be 2 numbers, separated by commas'),
+            (['1', '2', '3'], {'count': 2}, r'--x=1,2,3 must be 2 numbers'),
+            ([], {}, '--x= must be one or more numbers'),
+            (['a'], {}, '--x=a must be one or more numbers'),
+            (['0.5'], {'kind': int}, r'--x=0\.5 must be one or more whole numbers')):
+        with pytest.raises(ValueError, match=message):
+            label_fractions.numbers_of(texts, 'x', **options)
+    for fractions, options, message in (
+            ([.5, 5.], {}, r'--fractions = 5\.0 must be in \(0, 1\]'),
+            ([0.], {}, r'--fractions = 0\.0 must be in \(0, 1\]'),
+            ([1.], {'eps': (.03, .01)}, r'--eps=0\.03,0\.01 must be low,high'),
+            ([1.], {'eps': (-.03, .01)}, r'--eps = .* must be finite and >= 0'),
+            ([1.], {'eval_eps': [float('nan')]}, r'--eval_eps = .* must be finite')):
+        with pytest.raises(ValueError, match=message):
+            label_fractions.run_all('pneumoniamnist', ['natural'], fractions, [0], tmp_path / 'never', **options)
+    assert not (tmp_path / 'never').exists()
