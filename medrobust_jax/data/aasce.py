@@ -24,6 +24,7 @@ References:
   assessment using BoostNet, MICCAI 2017; SpineWeb data set 16.
 """
 import csv
+import io
 import os
 import re
 from collections.abc import Sequence
@@ -75,12 +76,11 @@ def read_tables(root: Path, split: str) -> list[Row]:
     if (root / 'labels').is_dir():
         labels, folder = root / 'labels' / _PUBLIC[split], root / 'data' / _PUBLIC[split]
         table, listing = labels / 'landmarks.csv', labels / 'filenames.csv'
-        names = [line.strip() for line in listing.read_text().splitlines() if line.strip()]
+        names = [line.strip() for line in files.read_text(listing).splitlines() if line.strip()]
         groups = [_number_in(name) for name in names]
     else:
         folder, table, listing = root / split, root / f'{split}_landmarks.csv', root / f'{split}_files.csv'
-        with open(listing, newline='', encoding='utf-8-sig') as stream:
-            rows = list(csv.DictReader(stream))
+        rows = list(csv.DictReader(io.StringIO(files.read_text(listing))))
         if not rows or not {'file', 'group'} <= set(rows[0]):
             raise ValueError(f'{listing} needs the columns file and group')
         for number, row in enumerate(rows, start=2):
@@ -188,7 +188,7 @@ def open_aasce(split: str = 'train', *, data_dir: str | os.PathLike[str] | None 
 
 def _landmarks(table: Path) -> list[np.ndarray]:
     found = []
-    for number, line in enumerate(line for line in table.read_text().splitlines() if line.strip()):
+    for number, line in enumerate(line for line in files.read_text(table).splitlines() if line.strip()):
         values = _numbers(line.split(','))
         if len(values) != 2 * len(POINT_NAMES) or not np.isfinite(values).all():
             raise ValueError(f'{table}, row {number}: expected {2 * len(POINT_NAMES)} finite numbers, 68 x and '

@@ -113,7 +113,7 @@ def _read(path: Path, annotations: Path, size: tuple[int, int]) -> tuple[np.ndar
 def _annotation(path: Path) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f'no annotation {path}. {_HOW}')
-    lines = path.read_text().splitlines()[:len(POINT_NAMES)]
+    lines = files.read_text(path).splitlines()[:len(POINT_NAMES)]
     found = []
     for number, line in enumerate(lines):
         try:

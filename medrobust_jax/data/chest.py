@@ -19,6 +19,7 @@ References:
   Wang et al., ChestX-ray8: Hospital-scale chest X-ray database and benchmarks, CVPR 2017, arXiv:1705.02315.
 """
 import csv
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,18 +56,17 @@ def read_table(path: Path) -> dict[str, Row]:
     Raises:
       ValueError: naming the line, for missing columns, unknown findings, an absent patient or a file twice.
     """
-    with open(path, newline='', encoding='utf-8-sig') as stream:
-        reader = csv.DictReader(stream)
-        missing = [name for name in _COLUMNS if name not in (reader.fieldnames or [])]
-        if missing:
-            raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
-        rows: dict[str, Row] = {}
-        for line, entry in enumerate(reader, start=2):
-            file, labels, patient = ((entry[name] or '').strip() for name in _COLUMNS)
-            if not file or not patient or file in rows:
-                raise ValueError(f"{path}, line {line}: file '{file}' of patient '{patient}'; both must be given, "
-                                 'and a file once')
-            rows[file] = Row(file, _findings(labels, f'{path}, line {line}'), patient)
+    reader = csv.DictReader(io.StringIO(files.read_text(path)))
+    missing = [name for name in _COLUMNS if name not in (reader.fieldnames or [])]
+    if missing:
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}")
+    rows: dict[str, Row] = {}
+    for line, entry in enumerate(reader, start=2):
+        file, labels, patient = ((entry[name] or '').strip() for name in _COLUMNS)
+        if not file or not patient or file in rows:
+            raise ValueError(f"{path}, line {line}: file '{file}' of patient '{patient}'; both must be given, "
+                             'and a file once')
+        rows[file] = Row(file, _findings(labels, f'{path}, line {line}'), patient)
     return rows
 
 
@@ -76,7 +76,7 @@ def read_list(path: Path, table: dict[str, Row]) -> list[Row]:
     Raises:
       ValueError: naming the line, for a file that the table lacks.
     """
-    names = [line.strip() for line in path.read_text(encoding='utf-8').splitlines()]
+    names = [line.strip() for line in files.read_text(path).splitlines()]
     for line, name in enumerate(names, start=1):
         if name and name not in table:
             raise ValueError(f"{path}, line {line}: '{name}' is not in the table of findings")

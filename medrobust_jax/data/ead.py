@@ -55,7 +55,7 @@ def read_boxes(path: Path, num_classes: int, *, drop_empty: bool = False) -> tup
       ValueError: naming file and line, for a line that is not five numbers or names no class.
     """
     labels, boxes = [], []
-    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1):
+    for number, line in enumerate(files.read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         try:
@@ -106,7 +106,7 @@ def open_ead(split: str = 'train', *, data_dir: str | os.PathLike[str] | None = 
 
 def _class_names(root: Path) -> tuple[str, ...]:
     path = next(iter(sorted(root.rglob(_CLASS_LIST))), None)
-    return CLASS_NAMES if path is None else tuple(path.read_text(encoding='utf-8').split())
+    return CLASS_NAMES if path is None else tuple(files.read_text(path).split())
 
 
 def _most_frequent(labels: np.ndarray, num_classes: int) -> int:

@@ -1,6 +1,6 @@
 """Finding and reading files that a user brings, with errors that say what to do.
 
-Contents: `DATA_VARIABLE`, `data_directory`, `find_file`, `check_split`, `read_npz`, `md5`.
+Contents: `DATA_VARIABLE`, `data_directory`, `find_file`, `check_split`, `read_text`, `read_npz`, `md5`.
 
 Nothing is ever unpickled: an npz with object arrays is refused.
 
@@ -50,6 +50,20 @@ def check_split(split: str, splits: Sequence[str], what: str) -> None:
     """Raises ValueError unless `split` is one of `splits`."""
     if split not in splits:
         raise ValueError(f"{what} has the splits {', '.join(splits)}; not '{split}'")
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a file in UTF-8, with or without a byte-order mark.
+
+    Raises:
+      FileNotFoundError: for a missing file.
+      ValueError: naming the file, where it is in another encoding.
+    """
+    try:
+        return Path(path).read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path} is no text in UTF-8 (byte {error.start} is {error.object[error.start]:#04x}): '
+                         'save it in UTF-8, or fetch it again if it is damaged') from error
 
 
 def read_npz(path: str | os.PathLike[str], names: Sequence[str] | None = None) -> dict[str, np.ndarray]:

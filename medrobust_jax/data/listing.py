@@ -12,6 +12,7 @@ Example:
     train = choose(entries, 'train', split_seed=0)
 """
 import csv
+import io
 import os
 import re
 from collections.abc import Sequence
@@ -83,14 +84,13 @@ def from_table(table: Path) -> list[Entry]:
     Raises:
       ValueError: for missing columns, an empty table or a row without a file or label.
     """
-    with open(table, newline='', encoding='utf-8-sig') as stream:
-        reader = csv.DictReader(stream)
-        columns = reader.fieldnames or []
-        if 'file' not in columns or 'label' not in columns:
-            raise ValueError(f"{table} has the columns {', '.join(columns) or 'none'}; it needs file and label, "
-                             'and may have split, group and slice')
-        names = ('file', *Entry._fields[1:])
-        rows = [{name: (row.get(name) or '').strip() for name in names} for row in reader]
+    reader = csv.DictReader(io.StringIO(files.read_text(table)))
+    columns = reader.fieldnames or []
+    if 'file' not in columns or 'label' not in columns:
+        raise ValueError(f"{table} has the columns {', '.join(columns) or 'none'}; it needs file and label, "
+                         'and may have split, group and slice')
+    names = ('file', *Entry._fields[1:])
+    rows = [{name: (row.get(name) or '').strip() for name in names} for row in reader]
     if not rows:
         raise ValueError(f'{table} holds no rows')
     for number, row in enumerate(rows, start=2):

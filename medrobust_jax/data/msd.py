@@ -85,7 +85,7 @@ def read_task(root: Path) -> MsdTask:
     if not path.is_file():
         raise FileNotFoundError(f'no file {path}: {root} is no folder of a Decathlon task')
     try:
-        content = json.loads(path.read_text(encoding='utf-8'))
+        content = json.loads(files.read_text(path))
         labels = {int(number): str(name) for number, name in content['labels'].items()}
         modalities = tuple(str(name) for _, name in sorted(content['modality'].items()))
         cases = tuple((root / case['image'], root / case['label']) for case in content['training'])

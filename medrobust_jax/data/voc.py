@@ -25,7 +25,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from medrobust_jax.core.checks import did_you_mean
-from medrobust_jax.data import listing
+from medrobust_jax.data import files, listing
 from medrobust_jax.data.boxes import Objects, clean, pack
 from medrobust_jax.data.image_folder import SUFFIXES, read_image
 from medrobust_jax.data.resize import Size, describe, resize_images
@@ -83,7 +83,7 @@ def read_names(root: Path, split: str) -> list[str]:
     if not path.is_file():
         known = ', '.join(sorted(each.stem for each in folder.glob('*.txt'))) or 'none'
         raise ValueError(f"{root} has no split '{split}': {folder} holds the lists {known}")
-    names = [line.split()[0] for line in path.read_text(encoding='utf-8').splitlines() if line.strip()]
+    names = [line.split()[0] for line in files.read_text(path).splitlines() if line.strip()]
     if not names:
         raise ValueError(f'{path} names no image')
     twice = sorted({name for name in names if names.count(name) > 1})
