@@ -94,7 +94,7 @@ def base_config(defense: str = 'natural', task: str = 'classification') -> Confi
     config.eval.stop_when_fooled = True  # False: also score-based metrics under attack, at a higher cost
     config.eval.num_pictures = 4
     config.eval.order = 'ascending'  # of the eps grid, or 'bisection', whose inferred entries are marked
-    config.eval.ensemble = placeholder(str)  # run 'autoattack' or 'medical_ensemble' instead of `attacks`
+    config.eval.ensemble = placeholder(str)  # 'autoattack', 'medical_ensemble' or 'sea' instead of `attacks`
     config.eval.surrogate = placeholder(str)  # a workdir whose model crafts a transfer attack on this one
     config.eval.surrogate_steps = 100
     config.eval.preprocess = ()  # (name, {options}) pairs before the model, of medrobust_jax.models.preprocess
@@ -121,7 +121,7 @@ def base_config(defense: str = 'natural', task: str = 'classification') -> Confi
 
 def threat(attack: str, *, num_restarts: int = 1, num_targets: int = 1, eps: tuple[float, ...] = (),
            **options: object) -> ConfigDict:
-    """One attack of an evaluation, or 'autoattack' or 'medical_ensemble'.
+    """One attack of an evaluation, or 'autoattack', 'medical_ensemble' or 'sea'.
 
     `eps` is a grid of the attack's own (severities 1 to 5, shares of the area); empty for the evaluation's.
     Options are those of medrobust_jax.attacks.registry or medrobust_jax.evaluate.ensembles.
