@@ -35,12 +35,14 @@ from medrobust_jax.evaluate.movement import Moved, Versions, completeness, estim
 from medrobust_jax.evaluate.programs import Layout, in_chunks, make_layout, make_score, row_by_row
 from medrobust_jax.evaluate.provenance import provenance
 from medrobust_jax.evaluate.suite import Examples
-from medrobust_jax.evaluate.writing import Subject, rows_to_show
+from medrobust_jax.evaluate.writing import AnyThreat, Subject, rows_to_show
 from medrobust_jax.models.explain import maps_and_head
 from medrobust_jax.parallel.mesh import data_mesh
+from medrobust_jax.report.naming import is_explanation
 
 TASKS = ('classification', 'multilabel')  # those with a logit per class or finding
 EXPLAINED = ('prediction', 'clean')
+_DECIDING = ('explained', 'ig_steps', 'ig_baseline')  # of `Options`; saved images are those of the attack
 _NOISE = 0x401E  # keeps the control's keys apart from those of attacks
 _LARGEST_GAP = .05  # of the rise in score; ours
 
@@ -63,8 +65,8 @@ class Options(NamedTuple):
 
 
 def explain(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = None, attack: str | None = None,
-            eps: float | None = None, options: Options | None = None, progress: bool | None = None
-            ) -> list[records.Row]:
+            eps: float | None = None, options: Options | None = None, replace: bool = False,
+            progress: bool | None = None) -> list[records.Row]:
     """Explains the checkpoint in `workdir` on the examples of `config.eval`.
 
     Args:
@@ -74,13 +76,15 @@ def explain(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = N
       attack: a name in `config.eval.attacks`; None takes the last.
       eps: the radius; None takes the middle of the attack's grid, rounded up.
       options: see `Options`; None takes its defaults.
+      replace: whether rows that were made with other options may be replaced; tables show one kind.
       progress: as in `evaluate`.
 
     Returns:
       The rows that were written.
 
     Raises:
-      ValueError: preprocessing, a task without a logit per class, an unknown attack, or an option out of range.
+      ValueError: preprocessing, a task without a logit per class, an unknown attack, an option out of range,
+        or rows of other options that would be replaced.
       FileNotFoundError: no checkpoint, or no saved images.
     """
     started, options = time.monotonic(), options or Options()
@@ -93,6 +97,12 @@ def explain(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = N
     baseline = baseline_image(options.ig_baseline, examples.images)
     layout = make_layout(data_mesh(), width=config.eval.block_width, chunk=config.eval.chunk)
     threat, eps = choose_threat(config, task, attack, eps)
+    others = rows_of_other_options(workdir, subject, threat, eps, options)
+    if others and not replace:
+        theirs = others[0].attack_options
+        made = ' '.join(f'--{name}={theirs.get(name)}' for name in _DECIDING)
+        raise ValueError(f'{workdir}/results.jsonl holds explanations under {threat.name} at eps {eps:g} that '
+                         f'were made with {made}: add --replace to replace them')
     attacked = load_attacked(workdir, threat, eps, subject, examples) if options.saved else craft(
         threat, eps, subject, examples, layout, config.eval.seed, progress)
     keys = rng.example_keys(config.eval.seed, examples.index)
@@ -112,8 +122,21 @@ def explain(config: ConfigDict, workdir: str | Path, *, data_dir: str | None = N
     rows = rows_of(subject, examples, attacked, moved, changed, about, layout, time.monotonic() - started)
     save_arrays(Path(workdir) / 'explanations.npz', {**kept(subject, examples, attacked, moved, shown),
                                                      **decisions(task, examples, outputs, classes, shown)})
-    records.update_rows(Path(workdir) / 'results.jsonl', rows)
+    outdated = {row.key for row in others}
+    records.update_rows(Path(workdir) / 'results.jsonl', rows, keep_fn=lambda row: row.key not in outdated)
     return rows
+
+
+def rows_of_other_options(workdir: str | Path, subject: Subject, threat: AnyThreat, eps: float, options: Options
+                          ) -> list[records.Row]:
+    """The rows of this checkpoint's explanations under the attack at eps that other options made."""
+    path = Path(workdir) / 'results.jsonl'
+    here = {**subject.identity, 'attack': threat.name, 'norm': threat.norm, 'eps': eps}
+    wanted = {name: value for name, value in options._asdict().items() if name in _DECIDING}
+    return [row for row in (records.read_rows(path) if path.is_file() else [])
+            if is_explanation(row.metric) and all(getattr(row, name) == value for name, value in here.items())
+            and row.provenance.get('checkpoint_fingerprint') == subject.fingerprints['checkpoint_fingerprint']
+            and {name: row.attack_options.get(name) for name in _DECIDING} != wanted]
 
 
 def check_explainable(task: Task, examples: Examples) -> None:
@@ -197,13 +220,15 @@ if __name__ == '__main__':
     flags.DEFINE_enum('explained', 'prediction', EXPLAINED, 'The class explained: the one predicted for the image '
                                                             'at hand, or for the clean image both times.')
     flags.DEFINE_integer('ig_steps', 64, 'Steps of integrated gradients.')
+    flags.DEFINE_bool('replace', False, 'Replace rows that were made with other options.')
     flags.DEFINE_enum('ig_baseline', 'black', BASELINES, 'What integrated gradients compare with.')
 
     def work(config: ConfigDict, workdir: str) -> None:
         """Prints the measures."""
         chosen = flags.FLAGS
         rows = explain(config, workdir, data_dir=chosen.data_dir, attack=chosen.attack, eps=chosen.eps,
-                       options=Options(chosen.explained, chosen.ig_steps, chosen.ig_baseline, chosen.saved))
+                       options=Options(chosen.explained, chosen.ig_steps, chosen.ig_baseline, chosen.saved),
+                       replace=chosen.replace)
         print('\n'.join(map(to_text, explanation_tables(rows))))
 
     main.launch(work, device_per_core=True)

@@ -67,7 +67,13 @@ def test_a_perceptron_has_integrated_gradients_alone(trained, tiny_config, monke
     assert {row.metric.partition('_')[0] for row in rows} == {'ig'}
     assert {(row.attack, row.eps) for row in rows} == {('smia3', 8 / 255)}, 'the last attack, the upper middle'
     assert 'Perceptron has none: use integrated gradients' in said[0]
-    of_clean = explain(tiny_config(), trained, options=QUICK._replace(explained='clean'), progress=False)
+    other = QUICK._replace(explained='clean')
+    with pytest.raises(ValueError, match=r'made with --explained=prediction --ig_steps=8 .*: add --replace'):
+        explain(tiny_config(), trained, options=other, progress=False)
+    of_clean = explain(tiny_config(), trained, options=other, replace=True, progress=False)
+    kept = read_rows(trained / 'results.jsonl')
+    assert {row.attack_options['explained'] for row in kept} == {'clean'}, 'a table shows one kind'
+    assert {row.key for row in kept} == {row.key for row in of_clean}
     unchanged = [{row.metric: row.value for row in each}.get('ig_rank_correlation/unchanged') for each in
                  (rows, of_clean)]
     assert unchanged[0] == unchanged[1], 'where the answer stays, both explain the same class'
