@@ -1,8 +1,14 @@
 """From configs to objects: misspelled names get the nearest, impossible values are refused, nobody is left out."""
+import re
+import shlex
+import sys
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from configs.base import base_config, threat
 from experiments import build
@@ -14,6 +20,7 @@ from medrobust_jax.tasks.ordinal import ordinal
 TASK = classification(3)
 INFO = ArraySource(np.zeros((3, 4, 4, 1), np.uint8), [0, 1, 2], name='three', class_names='abc').info
 DURATIONS = build.Durations(10, 100)
+ROOT = Path(__file__).parents[2]
 
 
 def changed(**fields):
@@ -187,3 +194,24 @@ def test_landmarks_are_judged_in_millimeters_where_the_config_says_how_large_a_p
     config.task.unit = 'px'
     with pytest.raises(ValueError, match=r"unit = 'px' with config\.task\.pixel_size = \(1\.2"):
         build.build_task(config, info)
+
+
+COMMANDS = re.findall(r'`python -m experiments\.train (.*?)`', (ROOT / 'docs' / 'data.md').read_text())
+
+
+@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # ml_collections
+@pytest.mark.parametrize('command', COMMANDS)
+def test_commands_for_other_data_sets_ask_for_the_files_alone(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    arguments = ['train', *(word for word in shlex.split(command) if not word.startswith('--workdir'))]
+    monkeypatch.setattr(sys, 'argv', arguments)  # where ml_collections looks for the fields
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file('config', flag_values=values)
+    values(arguments)
+    build.check_config(values.config)
+    with pytest.raises(FileNotFoundError, match=rf'looked (for|in) .*{tmp_path}'):
+        build.load_split(values.config, 'train', str(tmp_path))
+
+
+def test_there_are_commands_for_other_data_sets():
+    assert len(COMMANDS) == 5
