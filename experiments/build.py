@@ -179,13 +179,15 @@ def initial_variables(config: ConfigDict, module: Any, image_shape: tuple[int, .
 
     Raises:
       FileNotFoundError: where that run has no checkpoint.
-      ValueError: where its weights do not fit the model, or this run has few labels and that one saw others.
+      ValueError: where its weights do not fit the model, or this run has few labels and that one saw others of
+        the same data.
     """
     drawn = init_variables(module, init_key(config.seed), image_shape)
     if not config.train.init_from:
         return drawn
     params, model_state, metadata = load_for_evaluation(config.train.init_from, 'best')
-    if config.data.get('labeled_fraction', 1.0) < 1:
+    # Weights of other data, which pretraining may come from, have seen none of these labels.
+    if config.data.get('labeled_fraction', 1.0) < 1 and metadata['config']['data']['name'] == config.data.name:
         check_same_labels(config, metadata['config'], field='config.train.init_from', value=config.train.init_from)
     found = (params, model_state)
     ours, theirs = (jax.tree.map(jnp.shape, tree) for tree in (drawn, found))

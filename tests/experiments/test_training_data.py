@@ -187,6 +187,13 @@ def test_another_run_brings_no_more_labels_than_this_one_has(given, monkeypatch)
     other.data.train_split = 'val'
     with pytest.raises(ValueError, match='was trained on oct_phantom, val: choose a run on oct_phantom, train'):
         take()
+    other = config_of('natural')
+    other.data.name = 'organ_phantom'
+    if given == 'init_from':
+        take()  # pretrained elsewhere: it has seen none of these labels
+    else:
+        with pytest.raises(ValueError, match='was trained on organ_phantom, train'):
+            take()
 
 
 def test_all_labels_may_start_from_any_run(monkeypatch):
