@@ -8,7 +8,8 @@
 
 START is `--config.train.init_from=runs/shape/natural/0 --config.task.calibrated_on=runs/shape/natural/0`.
 
-'two_attacks' trains on attacks against points and mask ('rs'); one alone is
+'two_attacks' trains on attacks on points and mask ('rs') in 10 steps of .01 [code: 20] and chooses checkpoints
+on X-rays [code: on shapes drawn from 30 modes]; one attack alone is
 `--config.defense.attack_losses="('shape_regression',)"`. For new anatomy from a shape model of 10 modes put
 `('shape_warp', {'num_modes': 10})` first into `config.data.augment`. On a GPU:
 `--config.data.options.size="(128, 64)" --config.model.name=shape_net`.
