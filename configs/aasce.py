@@ -14,18 +14,17 @@ Errors are in percent of the image's height, and Cobb angles in degrees. On a GP
 from ml_collections import ConfigDict
 
 from configs.base import base_config
-from configs.dense_cpu import ADAPTIVE, for_images, in_place
+from configs.dense_cpu import ADAPTIVE, for_images
 
 
 def get_config(defense: str = 'natural') -> ConfigDict:
     """`defense` is one of configs.defenses.DEFENSES; 'pgd_at' is what the papers on landmarks call SAT."""
-    config = for_images(base_config(defense, 'landmarks'), num_values=64 * 32, epochs=(40, 8))
+    augment = (('affine', {'max_degrees': 5.0, 'max_scale': 0.1, 'max_pixels': 3.0}),
+               ('intensity', {'brightness': 0.1, 'contrast': 0.2, 'gamma': 0.2}))
+    config = for_images(base_config(defense, 'landmarks'), num_values=64 * 32, epochs=(40, 8),
+                        augment=augment)
     config.data.name = 'aasce'
     config.data.options = ConfigDict({'size': (64, 32)})
-    config.data.augment = (('affine', {'max_degrees': 5.0, 'max_scale': 0.1, 'max_pixels': 3.0}),
-                           ('intensity', {'brightness': 0.1, 'contrast': 0.2, 'gamma': 0.2}))
-    if defense == 'te':
-        config.data.augment = in_place(config.data.augment)
     config.task.cobb_angles = True
     config.model.name = 'landmark_net'
     config.model.options = ConfigDict({'width': 16})

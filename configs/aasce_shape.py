@@ -17,18 +17,17 @@ on X-rays [code: on shapes drawn from 30 modes]; one attack alone is
 from ml_collections import ConfigDict
 
 from configs.base import base_config, threat
-from configs.dense_cpu import for_images, in_place
+from configs.dense_cpu import for_images
 
 
 def get_config(defense: str = 'natural') -> ConfigDict:
     """`defense` is one of configs.defenses.DEFENSES."""
-    config = for_images(base_config(defense, 'shape'), num_values=64 * 32, epochs=(60, 8))
+    augment = (('affine', {'max_degrees': 5.0, 'max_scale': 0.1, 'max_pixels': 3.0}),
+               ('intensity', {'brightness': 0.1, 'contrast': 0.2, 'gamma': 0.2}))
+    config = for_images(base_config(defense, 'shape'), num_values=64 * 32, epochs=(60, 8),
+                        augment=augment)
     config.data.name = 'aasce'
     config.data.options = ConfigDict({'size': (64, 32), 'mask': True})
-    config.data.augment = (('affine', {'max_degrees': 5.0, 'max_scale': 0.1, 'max_pixels': 3.0}),
-                           ('intensity', {'brightness': 0.1, 'contrast': 0.2, 'gamma': 0.2}))
-    if defense == 'te':
-        config.data.augment = in_place(config.data.augment)
     config.task.contour = 'spine'
     config.task.cobb_angles = True
     config.model.name = 'shape_net_small'

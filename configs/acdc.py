@@ -13,18 +13,17 @@ What they reach stands in results/README.md. For the published kind of network o
 from ml_collections import ConfigDict
 
 from configs.base import base_config
-from configs.dense_cpu import for_images, in_place
+from configs.dense_cpu import for_images
 
 
 def get_config(defense: str = 'natural') -> ConfigDict:
     """`defense` is one of configs.defenses.DEFENSES; 'pgd_at' is what the papers on segmentation call SAT."""
-    config = for_images(base_config(defense, 'segmentation'), num_values=64 * 64, epochs=(20, 3))
+    augment = (('affine', {'max_degrees': 15.0, 'max_scale': 0.15, 'max_pixels': 4.0}),
+               ('intensity', {'brightness': 0.1, 'contrast': 0.2, 'gamma': 0.2}))
+    config = for_images(base_config(defense, 'segmentation'), num_values=64 * 64, epochs=(20, 3),
+                        augment=augment)
     config.data.name = 'acdc'
     config.data.size = 64
-    config.data.augment = (('affine', {'max_degrees': 15.0, 'max_scale': 0.15, 'max_pixels': 4.0}),
-                           ('intensity', {'brightness': 0.1, 'contrast': 0.2, 'gamma': 0.2}))
-    if defense == 'te':
-        config.data.augment = in_place(config.data.augment)
     config.model.name = 'unet'
     config.model.options = ConfigDict({'width': 16, 'depth': 3})
     config.eval.max_examples = 20

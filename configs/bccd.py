@@ -12,19 +12,18 @@ On a GPU: `--config.data.options.size="(240, 320)" --config.model.options.width=
 from ml_collections import ConfigDict
 
 from configs.base import base_config
-from configs.dense_cpu import ADAPTIVE, for_images, in_place
+from configs.dense_cpu import ADAPTIVE, for_images
 
 
 def get_config(defense: str = 'natural') -> ConfigDict:
     """`defense` is one of configs.defenses.DEFENSES; 'pgd_at' is what the papers on detection call SAT."""
-    config = for_images(base_config(defense, 'detection'), num_values=72 * 96 * 3, epochs=(80, 14))
+    augment = (('flip_horizontal', {}), ('flip_vertical', {}),
+               ('affine', {'max_degrees': 0.0, 'max_scale': 0.2, 'max_pixels': 6.0}),
+               ('intensity', {'brightness': 0.1, 'contrast': 0.2}))
+    config = for_images(base_config(defense, 'detection'), num_values=72 * 96 * 3, epochs=(80, 14),
+                        augment=augment)
     config.data.name = 'bccd'
     config.data.options = ConfigDict({'size': (72, 96)})
-    config.data.augment = (('flip_horizontal', {}), ('flip_vertical', {}),
-                           ('affine', {'max_degrees': 0.0, 'max_scale': 0.2, 'max_pixels': 6.0}),
-                           ('intensity', {'brightness': 0.1, 'contrast': 0.2}))
-    if defense == 'te':
-        config.data.augment = in_place(config.data.augment)
     config.model.name = 'detector'
     config.model.options = ConfigDict({'width': 32, 'pyramid_width': 32})
     if defense in ADAPTIVE:

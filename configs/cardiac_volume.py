@@ -19,10 +19,11 @@ from configs.dense_cpu import for_images
 
 def get_config(defense: str = 'natural') -> ConfigDict:
     """`defense` is one of configs.defenses.DEFENSES."""
-    config = for_images(base_config(defense, 'segmentation'), num_values=32**3, epochs=(40, 6))
+    augment = (('intensity', {'brightness': 0.1, 'contrast': 0.2, 'gamma': 0.2}),)
+    config = for_images(base_config(defense, 'segmentation'), num_values=32**3, epochs=(40, 6),
+                        augment=augment)
     config.data.name = 'cardiac_volume'
     config.data.size = 32
-    config.data.augment = (('intensity', {'brightness': 0.1, 'contrast': 0.2, 'gamma': 0.2}),)
     config.model.name = 'unet'
     config.model.options = ConfigDict({'num_spatial_dims': 3, 'width': 8, 'depth': 3})
     config.train.batch_size = 4

@@ -13,18 +13,22 @@ ADAPTIVE = ('amat', 'ima', 'ame')  # defenses that give every image a radius of 
 IN_LINF = (*ONE_STEP, 'mpadvt')  # defenses whose published radii are small ones in Linf: they stay that
 
 
-def for_images(config: ConfigDict, *, num_values: int, epochs: tuple[float, float],
+def for_images(config: ConfigDict, *, num_values: int, epochs: tuple[float, float], augment: tuple,
                num_steps: int = 10) -> ConfigDict:
-    """Fills in radii, attacks, the selection, the batch size and the length of the training.
+    """Fills in the augmentation, radii, attacks, the selection, the batch size and the length of the training.
 
     Args:
       config: of any dense task.
       num_values: of an image: pixels times channels.
       epochs: of natural training from drawn weights, and of the other defenses from the natural run's weights
         (`config.train.init_from`), which a CPU can afford and in which margins grow from the first epoch.
+      augment: of the training images; of it temporal ensembling, which averages an image's outputs over epochs,
+        takes what moves nothing.
       num_steps: of the training attack.
     """
     natural, adaptive = config.defense.name == 'natural', config.defense.name in ADAPTIVE
+    ensembling = config.defense.name == 'te'
+    config.data.augment = tuple(each for each in augment if each[0] == 'intensity' or not ensembling)
     config.train.epochs = float(epochs[not natural])
     config.train.eval_every_epochs = config.train.checkpoint_every_epochs = config.train.epochs / 4
     unit = round(2 / 255 * num_values**0.5, 2)
@@ -59,8 +63,3 @@ def for_images(config: ConfigDict, *, num_values: int, epochs: tuple[float, floa
         'pgd100': threat('pgd', num_steps=100),
     })
     return config
-
-
-def in_place(augment: tuple) -> tuple:
-    """The transforms that move nothing: temporal ensembling averages an image's outputs over epochs."""
-    return tuple(each for each in augment if each[0] == 'intensity')
